@@ -1,0 +1,1 @@
+//! Where bans are put into force: effects come in, the kernel (and later other places) holds them.
