@@ -2,6 +2,7 @@
 //!
 //! The modules in reading order; each one's first line says what comes in and what goes out.
 
+pub mod config;
 pub mod engine;
 pub mod enforce;
 pub mod logs;

@@ -98,7 +98,7 @@ impl Tally {
         }
         let newest = cell.at.last().copied().unwrap_or(at.0);
         let keep_from = newest.saturating_sub(findtime.0).saturating_sub(LATE_MAX.0);
-        let outdated = cell.at.partition_point(|other| *other < keep_from).max(cell.at.len().saturating_sub(2 * needed));
+        let outdated = cell.at.partition_point(|other| *other < keep_from).max(cell.at.len().saturating_sub(2 * needed + 16));
         cell.at.drain(..outdated);
         None
     }

@@ -196,16 +196,16 @@ fn value_node(value: &TomlValue, file: &Arc<str>, lines: &Lines, line: u32) -> N
 }
 
 /// Takes known keys out of one table; what it was never asked for is an unknown key at the end.
-pub struct Section<'a> {
-    node: &'a Node,
+pub struct Section<'n, 'c> {
+    node: &'n Node,
     path: String,
     asked: Vec<&'static str>,
-    complaints: &'a mut Complaints,
+    complaints: &'c mut Complaints,
 }
 
-impl<'a> Section<'a> {
+impl<'n, 'c> Section<'n, 'c> {
     /// Opens `node`, which is called `path` in complaints.
-    pub fn new(node: &'a Node, path: impl Into<String>, complaints: &'a mut Complaints) -> Self {
+    pub fn new(node: &'n Node, path: impl Into<String>, complaints: &'c mut Complaints) -> Self {
         let path = path.into();
         if !matches!(node.value, Value::Table(_)) {
             complaints.push(node.complaint(format!("{path} is {}; it must be a section like [{path}]", node.kind())));
@@ -214,7 +214,7 @@ impl<'a> Section<'a> {
     }
 
     /// The node of `key`, whatever it holds.
-    pub fn node(&mut self, key: &'static str) -> Option<&'a Node> {
+    pub fn node(&mut self, key: &'static str) -> Option<&'n Node> {
         self.asked.push(key);
         self.node.get(key)
     }
@@ -329,7 +329,7 @@ impl<'a> Section<'a> {
     }
 
     /// A list of text; a single text counts as a list of one.
-    pub fn strings(&mut self, key: &'static str) -> Option<Vec<(String, &'a Node)>> {
+    pub fn strings(&mut self, key: &'static str) -> Option<Vec<(String, &'n Node)>> {
         let node = self.node(key)?;
         match &node.value {
             Value::String(text) => Some(vec![(text.clone(), node)]),
@@ -368,7 +368,7 @@ impl<'a> Section<'a> {
 
 /// The known word closest to `word`, if any is close.
 pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = (word.len() / 3).clamp(1, 3);
+    let limit = if word.len() < 4 { 1 } else { (word.len() / 3).clamp(2, 3) };
     known
         .map(|candidate| (distance(word, candidate), candidate))
         .filter(|(distance, candidate)| *distance <= limit || (word.len() > 3 && candidate.starts_with(word)))

@@ -12,20 +12,18 @@ pub enum Prefix {
     Syslog,
     /// `[date] LEVEL[thread] file: ` of Asterisk; also inside syslog or JSON.
     Asterisk,
-    /// `date [level] pid#tid: *connection ` of nginx; also inside syslog.
-    NginxError,
-    /// Everything before the quoted request of an access log; the address stands there.
-    NginxAccess,
+    /// `date [level] pid#tid: *connection ` of nginx's error log, or the client at the start of its access log (in the
+    /// common format, with ISO time, behind the virtual host, or as JSON); both also inside syslog.
+    Nginx,
     /// A date at the start of the line, if there is one.
     None,
 }
 
 impl Prefix {
-    const NAMES: [(&'static str, Self); 5] = [
+    const NAMES: [(&'static str, Self); 4] = [
         ("syslog", Self::Syslog),
         ("asterisk", Self::Asterisk),
-        ("nginx-error", Self::NginxError),
-        ("nginx-access", Self::NginxAccess),
+        ("nginx", Self::Nginx),
         ("none", Self::None),
     ];
 
@@ -65,13 +63,24 @@ pub struct Pattern {
     pub node: Node,
 }
 
+/// What tells sessions apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JoinedBy {
+    /// The process of the prefix, or what `<F-SESSION>` captured.
+    Session,
+    /// The address alone.
+    Address,
+    /// Both.
+    AddressAndSession,
+}
+
 /// How lines of one connection are joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Joining {
     /// How long lines of one session belong together, from its first line on.
     pub window: Span,
-    /// The address is part of the session's id.
-    pub by_address: bool,
+    /// What makes the id.
+    pub by: JoinedBy,
     /// At most one failure per session, unless its lines carry different `<F-ATTEMPT>`.
     pub once: bool,
 }
@@ -194,8 +203,13 @@ impl Definition {
     pub fn of_mode(&self, mode: &str) -> Option<(Vec<&Pattern>, Vec<&Pattern>)> {
         let mut patterns: Vec<&Pattern> = self.patterns.iter().collect();
         let mut ignore: Vec<&Pattern> = self.ignore.iter().collect();
+        // A line that only ends a session is what is left when it says nothing more.
+        let ends_last = |mut patterns: Vec<_>| {
+            patterns.sort_by_key(|pattern: &&Pattern| pattern.role == Role::End);
+            patterns
+        };
         if mode == NORMAL {
-            return Some((patterns, ignore));
+            return Some((ends_last(patterns), ignore));
         }
         let wanted = self.modes.iter().find(|candidate| candidate.name == mode)?;
         for name in wanted.includes.iter().chain(std::iter::once(&wanted.name)) {
@@ -204,7 +218,7 @@ impl Definition {
                 ignore.extend(&part.ignore);
             }
         }
-        Some((patterns, ignore))
+        Some((ends_last(patterns), ignore))
     }
 }
 
@@ -212,7 +226,7 @@ fn texts(list: Option<Vec<(String, &Node)>>) -> Vec<String> {
     list.unwrap_or_default().into_iter().map(|(text, _)| text).collect()
 }
 
-fn read_prefix(section: &mut Section<'_>) -> Prefix {
+fn read_prefix(section: &mut Section<'_, '_>) -> Prefix {
     let Some(text) = section.string("prefix") else { return Prefix::None };
     match Prefix::NAMES.iter().find(|(name, _)| *name == text) {
         Some((_, prefix)) => *prefix,
@@ -226,7 +240,7 @@ fn read_prefix(section: &mut Section<'_>) -> Prefix {
     }
 }
 
-fn read_patterns(section: &mut Section<'_>, key: &'static str, role: Role, label: &str) -> Vec<Pattern> {
+fn read_patterns(section: &mut Section<'_, '_>, key: &'static str, role: Role, label: &str) -> Vec<Pattern> {
     let list = section.strings(key).unwrap_or_default();
     list.into_iter()
         .enumerate()
@@ -234,17 +248,23 @@ fn read_patterns(section: &mut Section<'_>, key: &'static str, role: Role, label
         .collect()
 }
 
-fn read_joining(node: &Node, outer: &mut Section<'_>, patterns: &mut Vec<Pattern>) -> Joining {
+fn read_joining(node: &Node, outer: &mut Section<'_, '_>, patterns: &mut Vec<Pattern>) -> Joining {
     let mut section = Section::new(node, "session", outer.complaints());
-    if let Some(id) = section.string("id")
-        && id != "<SESSION>"
-        && let Some(node) = section.node("id")
-    {
-        section.complain(node, "id must be '<SESSION>': the process of the prefix, or what <F-SESSION> captured");
-    }
+    let by = match section.string("id").as_deref() {
+        None | Some("<SESSION>") => JoinedBy::Session,
+        Some("<HOST>") => JoinedBy::Address,
+        Some("<HOST> <SESSION>") => JoinedBy::AddressAndSession,
+        Some(_) => {
+            section.complain(
+                node,
+                "id must be '<SESSION>' (the process of the prefix, or what <F-SESSION> captured), '<HOST>' or '<HOST> <SESSION>'",
+            );
+            JoinedBy::Session
+        }
+    };
     let joining = Joining {
         window: section.span("window").unwrap_or(Span::from_seconds(300)),
-        by_address: section.boolean("by_address").unwrap_or(false),
+        by,
         once: section.boolean("once").unwrap_or(false),
     };
     read_session_patterns(&mut section, "session.", patterns);
@@ -252,7 +272,7 @@ fn read_joining(node: &Node, outer: &mut Section<'_>, patterns: &mut Vec<Pattern
     joining
 }
 
-fn read_session_patterns(section: &mut Section<'_>, label: &str, patterns: &mut Vec<Pattern>) {
+fn read_session_patterns(section: &mut Section<'_, '_>, label: &str, patterns: &mut Vec<Pattern>) {
     for (key, role) in
         [("twin", Role::Twin), ("alone", Role::Alone), ("success", Role::Success), ("end", Role::End)]
     {
@@ -270,7 +290,7 @@ fn read_session_patterns(section: &mut Section<'_>, label: &str, patterns: &mut 
     }
 }
 
-fn read_modes(node: &Node, outer: &mut Section<'_>) -> Vec<Mode> {
+fn read_modes(node: &Node, outer: &mut Section<'_, '_>) -> Vec<Mode> {
     let mut modes = Vec::new();
     for (name, node) in node.entries() {
         let mut section = Section::new(node, format!("modes.{name}"), outer.complaints());
@@ -284,7 +304,7 @@ fn read_modes(node: &Node, outer: &mut Section<'_>) -> Vec<Mode> {
     modes
 }
 
-fn read_samples(node: &Node, outer: &mut Section<'_>) -> Vec<Sample> {
+fn read_samples(node: &Node, outer: &mut Section<'_, '_>) -> Vec<Sample> {
     let Value::Array(items) = &node.value else {
         outer.complain(node, "samples are written as [[sample]]");
         return Vec::new();

@@ -54,7 +54,7 @@ impl Filter {
         let mut compiled = Vec::with_capacity(patterns.len());
         for pattern in patterns {
             let counts = matches!(pattern.role, Role::Failure | Role::Twin | Role::Alone);
-            match Template::new(pattern, counts && definition.prefix != Prefix::NginxAccess) {
+            match Template::new(pattern, counts && definition.prefix != Prefix::Nginx) {
                 Ok(template) => compiled.push((template, pattern.clone())),
                 Err(why) => complaints.push(pattern.node.complaint(format!("{}: {why}", pattern.label))),
             }

@@ -3,6 +3,7 @@
 pub mod definition;
 pub mod matcher;
 pub mod prefix;
+pub mod proof;
 pub mod session;
 pub mod stamp;
 pub mod template;

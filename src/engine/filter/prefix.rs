@@ -64,8 +64,7 @@ impl PrefixReader {
         match prefix {
             Prefix::Syslog => self.syslog(line),
             Prefix::Asterisk => self.inside(line, Self::asterisk),
-            Prefix::NginxError => self.inside(line, Self::nginx_error),
-            Prefix::NginxAccess => self.inside(line, Self::nginx_access),
+            Prefix::Nginx => self.inside(line, Self::nginx),
             Prefix::None => Some(self.plain(line)),
         }
     }
@@ -222,6 +221,13 @@ impl PrefixReader {
         self.scratch.clear();
         self.scratch.extend_from_slice(message.trim_end_matches(['\n', '\r']).as_bytes());
         Some(Begun { at: moment.map(|(at, _)| at), in_scratch: true, ..EMPTY })
+    }
+
+    fn nginx(&mut self, line: &[u8]) -> Option<Begun> {
+        match line.get(4) {
+            Some(b'/') => self.nginx_error(line),
+            _ => self.nginx_access(line),
+        }
     }
 
     fn nginx_error(&mut self, line: &[u8]) -> Option<Begun> {
@@ -406,20 +412,20 @@ mod tests {
     #[test]
     fn nginx_error_and_access_lines_are_read() {
         check(
-            Prefix::NginxError,
+            Prefix::Nginx,
             "2026/11/20 10:55:26 [error] 113#113: *20 limiting requests",
             Some(("2026-11-20T10:55:26Z", "limiting requests")),
         );
         let message = "al [x] ice [20/Nov/2026:10:55:26 +0000] \"GET / HTTP/1.1\" 401 1";
         let expect = Some(("2026-11-20T10:55:26Z", message));
-        check(Prefix::NginxAccess, &format!("198.51.100.20 - {message}"), expect);
-        check(Prefix::NginxAccess, &format!("www.example.net:80 198.51.100.20 - {message}"), expect);
-        check(Prefix::NginxAccess, &format!("192.0.2.1:80 198.51.100.20 - {message}"), expect);
-        check(Prefix::NginxAccess, &format!("Nov 20 10:55:26 web1 nginx: 2001:db8::1 - {message}"), expect);
-        check(Prefix::NginxAccess, "unix: - - [20/Nov/2026:10:55:26 +0000] \"GET / HTTP/1.1\" 401 1", None);
+        check(Prefix::Nginx, &format!("198.51.100.20 - {message}"), expect);
+        check(Prefix::Nginx, &format!("www.example.net:80 198.51.100.20 - {message}"), expect);
+        check(Prefix::Nginx, &format!("192.0.2.1:80 198.51.100.20 - {message}"), expect);
+        check(Prefix::Nginx, &format!("Nov 20 10:55:26 web1 nginx: 2001:db8::1 - {message}"), expect);
+        check(Prefix::Nginx, "unix: - - [20/Nov/2026:10:55:26 +0000] \"GET / HTTP/1.1\" 401 1", None);
         let json = r#"{"time":"2026-11-20T10:55:26+00:00","remote_addr":"198.51.100.20","remote_user":"a\"b","request":"GET /x\" HTTP/1.1","status":404,"bytes":15,"referer":"","ua":"c"}"#;
         check(
-            Prefix::NginxAccess,
+            Prefix::Nginx,
             json,
             Some(("2026-11-20T10:55:26Z", "a\\x22b [-] \"GET /x\\x22 HTTP/1.1\" 404 15 \"\" \"c\"")),
         );

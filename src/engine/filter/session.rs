@@ -3,7 +3,7 @@
 //! A session is a process (sshd), or an address with an id in the message (SIP: address and Call-ID). Within it:
 //! failure lines count one by one, or once (`once = true`) apart from different `<F-ATTEMPT>`; twin lines (the same
 //! attempt in another log or another wording) count only what the failure lines have not; alone lines count once when the
-//! session ends with nothing counted; a success forgets what was waiting.
+//! session ends with nothing counted; a success forgets what was waiting, and what follows it is no attempt.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
-use super::definition::{Joining, Role};
+use super::definition::{JoinedBy, Joining, Role};
 use super::matcher::Match;
 use super::prefix::hash_of;
 use crate::engine::time::Timestamp;
@@ -48,6 +48,7 @@ struct Session {
     counted: usize,
     series: [Series; 2],
     waiting: Option<Counted>,
+    succeeded: bool,
 }
 
 /// Lines of one kind: some told apart by an attempt, the others only counted.
@@ -119,7 +120,7 @@ impl Joiner {
         let session = self.sessions.entry(key).or_insert_with(|| {
             let ends_by = at + joining.window;
             order.push_back((ends_by, key));
-            Session { ends_by, counted: 0, series: [Series::default(), Series::default()], waiting: None }
+            Session { ends_by, counted: 0, series: [Series::default(), Series::default()], waiting: None, succeeded: false }
         });
         session.take(joining, found.attempt, role, failure, &mut count);
         if ends {
@@ -169,13 +170,14 @@ impl Session {
             Role::Failure => 0,
             Role::Twin => 1,
             Role::Alone => {
-                if self.counted == 0 && self.waiting.is_none() {
+                if self.counted == 0 && self.waiting.is_none() && !self.succeeded {
                     self.waiting = failure.map(|failure| Counted { at_once: false, ..failure });
                 }
                 return;
             }
             Role::Success => {
                 self.waiting = None;
+                self.succeeded = true;
                 return;
             }
             Role::End => return,
@@ -189,15 +191,20 @@ impl Session {
     }
 }
 
+/// The session's number; `None` if the line does not say enough.
 fn key_of(joining: Joining, found: &Match) -> Option<u64> {
-    if !joining.by_address {
-        return (found.session != 0).then_some(found.session);
-    }
-    let address = match found.address? {
-        IpAddr::V4(address) => u128::from(address.to_bits()),
-        IpAddr::V6(address) => address.to_bits(),
+    let session = (found.session != 0).then_some(found.session);
+    let address = || {
+        Some(match found.address? {
+            IpAddr::V4(address) => u128::from(address.to_bits()),
+            IpAddr::V6(address) => address.to_bits(),
+        })
     };
-    Some(hash_of(&[&address.to_ne_bytes(), &found.session.to_ne_bytes()]))
+    match joining.by {
+        JoinedBy::Session => session,
+        JoinedBy::Address => Some(hash_of(&[&address()?.to_ne_bytes()])),
+        JoinedBy::AddressAndSession => Some(hash_of(&[&address()?.to_ne_bytes(), &session?.to_ne_bytes()])),
+    }
 }
 
 #[cfg(test)]
@@ -229,8 +236,8 @@ mod tests {
         assert!(joiner.is_empty(), "a session outlived its window");
     }
 
-    const PID: Joining = Joining { window: Span::from_seconds(300), by_address: false, once: false };
-    const CALL: Joining = Joining { window: Span::from_seconds(32), by_address: true, once: true };
+    const PID: Joining = Joining { window: Span::from_seconds(300), by: JoinedBy::Session, once: false };
+    const CALL: Joining = Joining { window: Span::from_seconds(32), by: JoinedBy::AddressAndSession, once: true };
 
     #[test]
     fn each_failure_line_counts_and_what_surrounds_it_does_not() {
