@@ -2,7 +2,10 @@
 //!
 //! The modules in reading order; each one's first line says what comes in and what goes out.
 
+pub mod cli;
 pub mod config;
-pub mod engine;
+pub mod control;
 pub mod enforce;
+pub mod engine;
 pub mod logs;
+pub mod replay;

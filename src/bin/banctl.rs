@@ -1,2 +1,5 @@
-//! The command line.
-fn main() {}
+//! The command line; everything it does is in the library.
+
+fn main() -> std::process::ExitCode {
+    band::cli::run()
+}

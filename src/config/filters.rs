@@ -65,10 +65,14 @@ impl FilterShelf {
         match fs::read(&path) {
             Ok(bytes) => match String::from_utf8(bytes) {
                 Ok(text) => return Ok((path.display().to_string(), text)),
-                Err(_) => return Err(complaint(&path.display().to_string(), "the filter is not text in UTF-8".to_owned())),
+                Err(_) => {
+                    return Err(complaint(&path.display().to_string(), "the filter is not text in UTF-8".to_owned()));
+                }
             },
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(complaint(&path.display().to_string(), format!("the filter cannot be read: {error}"))),
+            Err(error) => {
+                return Err(complaint(&path.display().to_string(), format!("the filter cannot be read: {error}")));
+            }
         }
         if let Some((_, text)) = BUILT_IN.iter().find(|(known, _)| *known == name) {
             return Ok((format!("(built in) {name}.toml"), (*text).to_owned()));
@@ -100,8 +104,9 @@ impl FilterShelf {
     /// Every complaint about it.
     pub fn load_file(path: &Path) -> Result<Arc<Definition>, Complaints> {
         let file = path.display().to_string();
-        let text = fs::read_to_string(path)
-            .map_err(|error| vec![Complaint { file: Arc::from(file.as_str()), line: 0, message: format!("cannot be read: {error}") }])?;
+        let text = fs::read_to_string(path).map_err(|error| {
+            vec![Complaint { file: Arc::from(file.as_str()), line: 0, message: format!("cannot be read: {error}") }]
+        })?;
         let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("filter").to_owned();
         read_filter(&name, &file, &text)
     }
@@ -114,7 +119,8 @@ mod tests {
     #[test]
     fn every_built_in_filter_proves_itself() {
         for (name, text) in BUILT_IN {
-            let result = read_filter(name, &format!("filters/{name}.toml"), text).and_then(|definition| prove(&definition));
+            let result =
+                read_filter(name, &format!("filters/{name}.toml"), text).and_then(|definition| prove(&definition));
             if let Err(complaints) = result {
                 let all: String = complaints.iter().map(|complaint| format!("{complaint}\n")).collect();
                 assert!(all.is_empty(), "{all}");

@@ -180,7 +180,10 @@ mod tests {
             ],
         );
         complains("[jails.sshd]\n[jails.sshd]\n", &["duplicate"]);
-        complains("[jails.sshd]\nfilter = { name = \"sshd\", mode = \"brutal\" }\n", &["has no mode \"brutal\"; there are normal, ddos"]);
+        complains(
+            "[jails.sshd]\nfilter = { name = \"sshd\", mode = \"brutal\" }\n",
+            &["has no mode \"brutal\"; there are normal, ddos"],
+        );
     }
 
     #[test]

@@ -185,7 +185,10 @@ fn read_policy(section: &mut Section<'_, '_>, base: &Policy) -> Policy {
             }
             None => {
                 if let Some(node) = section.node("preset") {
-                    section.complain(node, format!("preset \"{name}\" is not known; write weak, normal, enhanced or paranoid"));
+                    section.complain(
+                        node,
+                        format!("preset \"{name}\" is not known; write weak, normal, enhanced or paranoid"),
+                    );
                 }
             }
         }
@@ -255,7 +258,9 @@ fn read_services(node: &Node, complaints: &mut Complaints) -> Services {
                     Ok(parsed) => ranges.extend(parsed),
                     Err(why) => complaints.push(item.complaint(format!("service {name}: {why}"))),
                 },
-                _ => complaints.push(item.complaint(format!("service {name} must be a list of ports like [\"22/tcp\"]"))),
+                _ => {
+                    complaints.push(item.complaint(format!("service {name} must be a list of ports like [\"22/tcp\"]")))
+                }
             }
         }
         services.insert(name.clone(), merge(ranges));
@@ -305,7 +310,9 @@ fn read_enforce(node: &Node, complaints: &mut Complaints) -> NftablesConfig {
             && table.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
             && table.as_bytes()[0].is_ascii_alphabetic();
         match (legal, section.node("table")) {
-            (false, Some(node)) => section.complain(node, format!("table \"{table}\" must be letters, digits, - and _")),
+            (false, Some(node)) => {
+                section.complain(node, format!("table \"{table}\" must be letters, digits, - and _"))
+            }
             _ => config.table = table,
         }
     }
@@ -361,7 +368,9 @@ fn read_jail(name: &str, node: &Node, config: &Config, complaints: &mut Complain
 }
 
 fn check_name(name: &str, node: &Node, section: &mut Section<'_, '_>) {
-    let legal = !name.is_empty() && name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+    let legal = !name.is_empty()
+        && name.len() <= 64
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
     if !legal {
         section.complain(node, format!("jail name \"{name}\" must be letters, digits, - and _, at most 64"));
     }
@@ -464,5 +473,7 @@ pub fn parse_timezone(text: &str) -> Result<TimeZone, String> {
     {
         return Ok(TimeZone::fixed(offset));
     }
-    Err(format!("time zone \"{text}\" is not known; write a name like \"Europe/Paris\", an offset like \"+02:00\" or a POSIX TZ"))
+    Err(format!(
+        "time zone \"{text}\" is not known; write a name like \"Europe/Paris\", an offset like \"+02:00\" or a POSIX TZ"
+    ))
 }

@@ -116,8 +116,12 @@ impl Allowlist {
                 Ok(())
             }
             None => Err(match self.entries.iter().find(|entry| entry.net == net) {
-                Some(entry) if entry.by == By::Own => format!("{shown} is this machine's own address and stays allowed"),
-                Some(_) => format!("{shown} comes from [allow] in the configuration; take it out there and run banctl reload"),
+                Some(entry) if entry.by == By::Own => {
+                    format!("{shown} is this machine's own address and stays allowed")
+                }
+                Some(_) => {
+                    format!("{shown} comes from [allow] in the configuration; take it out there and run banctl reload")
+                }
                 None => format!("{shown} is not on the allowlist; banctl allow list shows what is"),
             }),
         }
@@ -202,10 +206,14 @@ mod tests {
     #[test]
     fn loopback_is_always_allowed_and_edges_count() {
         let list = list("192.168.0.0/16 10.1.2.3/32 2001:db8::/32 192.169.0.0/16");
-        for address in ["127.0.0.1", "127.255.255.255", "::1", "192.168.0.0", "192.169.255.255", "10.1.2.3", "2001:db8:ffff::1"] {
+        for address in
+            ["127.0.0.1", "127.255.255.255", "::1", "192.168.0.0", "192.169.255.255", "10.1.2.3", "2001:db8:ffff::1"]
+        {
             check(&list, address, true);
         }
-        for address in ["128.0.0.0", "126.255.255.255", "::2", "192.167.255.255", "192.170.0.0", "10.1.2.4", "2001:db9::"] {
+        for address in
+            ["128.0.0.0", "126.255.255.255", "::2", "192.167.255.255", "192.170.0.0", "10.1.2.4", "2001:db9::"]
+        {
             check(&list, address, false);
         }
     }

@@ -203,12 +203,14 @@ impl Engine {
             }
             for id in jails {
                 let Some(jail) = self.jails.get_mut(id) else { continue };
-                let Some(at) = moment(found.at, now, reading, *last, jail.policy.findtime, &mut passed) else { continue };
+                let Some(at) = moment(found.at, now, reading, *last, jail.policy.findtime, &mut passed) else {
+                    continue;
+                };
                 if reading == Reading::Replay {
                     self.ledger.handle_timeout(at);
                 }
                 let late = &mut self.late;
-                jail.joiner.take(found, pattern.role, pattern.ends, at, |counted| late.push((*id, counted)));
+                jail.joiner.take(found, (pattern.role, pattern.ends), at, 0, |counted| late.push((*id, counted)));
                 if late.is_empty() {
                     continue;
                 }
@@ -223,9 +225,14 @@ impl Engine {
     pub fn handle_timeout(&mut self, now: Timestamp, notice: &mut dyn FnMut(&Failure)) {
         self.ledger.handle_timeout(now);
         self.allow.handle_timeout(now);
+        self.close_sessions(now, now, notice);
+    }
+
+    /// Closes every session that is over by `by`, counting what waited in it as of `now`; bans are left as they stand.
+    pub fn close_sessions(&mut self, by: Timestamp, now: Timestamp, notice: &mut dyn FnMut(&Failure)) {
         for (id, jail) in &mut self.jails {
             let late = &mut self.late;
-            jail.joiner.handle_timeout(now, |counted| late.push((*id, counted)));
+            jail.joiner.handle_timeout(by, |counted| late.push((*id, counted)));
         }
         // Jails are in no order; what they count late must not depend on it.
         self.late.sort_unstable_by_key(|(id, counted)| (counted.at, *id, counted.address));
@@ -235,7 +242,10 @@ impl Engine {
     /// When `handle_timeout` has something to do.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let sessions = self.jails.values().filter_map(|jail| jail.joiner.poll_timeout()).min();
-        [self.ledger.poll_timeout(), self.allow.poll_timeout(), sessions.map(|end| end + Span(1))].into_iter().flatten().min()
+        [self.ledger.poll_timeout(), self.allow.poll_timeout(), sessions.map(|end| end + Span(1))]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The next thing to be done in the world.
@@ -288,9 +298,15 @@ impl Engine {
         if let Some(entry) = self.allow.reason_against(&ban.net) {
             let (net, on) = (show_net(&ban.net), show_net(&entry.net));
             return Err(match entry.by {
-                By::Own => format!("{net} was not banned: it would shut out this machine itself ({on}, {})", entry.note),
-                By::Configuration => format!("{net} was not banned: {on} is on the allowlist ([allow] in the configuration)"),
-                By::Hand => format!("{net} was not banned: {on} is on the allowlist; banctl allow remove {on} takes it off"),
+                By::Own => {
+                    format!("{net} was not banned: it would shut out this machine itself ({on}, {})", entry.note)
+                }
+                By::Configuration => {
+                    format!("{net} was not banned: {on} is on the allowlist ([allow] in the configuration)")
+                }
+                By::Hand => {
+                    format!("{net} was not banned: {on} is on the allowlist; banctl allow remove {on} takes it off")
+                }
             });
         }
         let count = 1 + self.ledger.times_before(ban.jail, &ban.net, ban.since, None);
@@ -322,8 +338,12 @@ impl Engine {
 
     /// Lets everybody in again.
     pub fn unban_all(&mut self, jail: Option<JailId>) -> Vec<Ban> {
-        let wanted: Vec<(JailId, IpNet)> =
-            self.ledger.iter().filter(|ban| jail.is_none_or(|jail| jail == ban.jail)).map(|ban| (ban.jail, ban.net)).collect();
+        let wanted: Vec<(JailId, IpNet)> = self
+            .ledger
+            .iter()
+            .filter(|ban| jail.is_none_or(|jail| jail == ban.jail))
+            .map(|ban| (ban.jail, ban.net))
+            .collect();
         self.forget(jail, |_| true);
         self.lift(wanted)
     }

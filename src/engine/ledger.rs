@@ -246,7 +246,8 @@ mod tests {
     #[test]
     fn the_nth_ban_is_longer_and_old_ones_are_forgiven() {
         let growth = Some(Growth { factor: 2.0, max: Span::from_seconds(100), forget: Span::from_seconds(1000) });
-        let spans: Vec<i64> = (1..=6).map(|count| ban_span(Some(Span::from_seconds(10)), growth, count).unwrap().seconds()).collect();
+        let spans: Vec<i64> =
+            (1..=6).map(|count| ban_span(Some(Span::from_seconds(10)), growth, count).unwrap().seconds()).collect();
         assert_eq!(spans, [10, 20, 40, 80, 100, 100]);
         assert_eq!(ban_span(Some(Span::from_seconds(10)), growth, u32::MAX).unwrap().seconds(), 100);
         assert_eq!(ban_span(Some(Span::from_seconds(10)), None, 5).unwrap().seconds(), 10);

@@ -98,7 +98,8 @@ impl Tally {
         }
         let newest = cell.at.last().copied().unwrap_or(at.0);
         let keep_from = newest.saturating_sub(findtime.0).saturating_sub(LATE_MAX.0);
-        let outdated = cell.at.partition_point(|other| *other < keep_from).max(cell.at.len().saturating_sub(2 * needed + 16));
+        let outdated =
+            cell.at.partition_point(|other| *other < keep_from).max(cell.at.len().saturating_sub(2 * needed + 16));
         cell.at.drain(..outdated);
         None
     }
@@ -106,7 +107,8 @@ impl Tally {
     /// Failures of `net` in `jail` that are in the window at `now`.
     pub fn count(&self, jail: JailId, net: &IpNet, now: Timestamp, findtime: Span) -> usize {
         let hash = self.hash(jail, net);
-        let same = |slot: &u32| matches!(&self.cells[*slot as usize], Some(cell) if cell.jail == jail && cell.net == *net);
+        let same =
+            |slot: &u32| matches!(&self.cells[*slot as usize], Some(cell) if cell.jail == jail && cell.net == *net);
         let Some(slot) = self.table.find(hash, same) else { return 0 };
         let from = (now - findtime).0;
         self.cells[*slot as usize].as_ref().map_or(0, |cell| cell.at.iter().filter(|at| **at >= from).count())
@@ -260,7 +262,8 @@ mod tests {
                 let second = next(12) as i64;
                 model.push(second);
                 model.sort_unstable();
-                let expect = model.windows(maxretry as usize).any(|window| window[window.len() - 1] - window[0] <= findtime);
+                let expect =
+                    model.windows(maxretry as usize).any(|window| window[window.len() - 1] - window[0] <= findtime);
                 if expect {
                     model.clear();
                 }

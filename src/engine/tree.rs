@@ -129,7 +129,11 @@ pub fn parse(file: &str, text: &str) -> Result<Node, Complaint> {
         }),
         Err(error) => {
             let line = error.span().map_or(0, |span| lines.line_of(span.start));
-            Err(Complaint { file: name, line, message: format!("not valid TOML: {}", error.message().replace('\n', ", ")) })
+            Err(Complaint {
+                file: name,
+                line,
+                message: format!("not valid TOML: {}", error.message().replace('\n', ", ")),
+            })
         }
     }
 }
@@ -399,7 +403,8 @@ mod tests {
 
     #[test]
     fn every_complaint_names_file_line_and_remedy() {
-        let root = parse("band.toml", "[defaults]\nmaxrety = 3\nfindtime = \"10 x\"\nbantime = true\nmaxretry = 0\n").unwrap();
+        let root =
+            parse("band.toml", "[defaults]\nmaxrety = 3\nfindtime = \"10 x\"\nbantime = true\nmaxretry = 0\n").unwrap();
         let mut complaints = Vec::new();
         let mut section = Section::new(root.get("defaults").unwrap(), "defaults", &mut complaints);
         section.integer("maxretry", 1..=1000);
@@ -407,8 +412,15 @@ mod tests {
         section.span_or_forever("bantime");
         section.finish();
         let text: Vec<String> = complaints.iter().map(ToString::to_string).collect();
-        assert!(text.iter().any(|line| line.starts_with("band.toml:2: unknown key \"maxrety\"") && line.contains("maxretry")), "{text:?}");
-        assert!(text.iter().any(|line| line.starts_with("band.toml:3: findtime: \"10 x\" is not a duration")), "{text:?}");
+        assert!(
+            text.iter()
+                .any(|line| line.starts_with("band.toml:2: unknown key \"maxrety\"") && line.contains("maxretry")),
+            "{text:?}"
+        );
+        assert!(
+            text.iter().any(|line| line.starts_with("band.toml:3: findtime: \"10 x\" is not a duration")),
+            "{text:?}"
+        );
         assert!(text.iter().any(|line| line.starts_with("band.toml:4: bantime is true or false")), "{text:?}");
         assert!(text.iter().any(|line| line.starts_with("band.toml:5: maxretry = 0 is out of range")), "{text:?}");
     }

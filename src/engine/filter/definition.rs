@@ -20,12 +20,8 @@ pub enum Prefix {
 }
 
 impl Prefix {
-    const NAMES: [(&'static str, Self); 4] = [
-        ("syslog", Self::Syslog),
-        ("asterisk", Self::Asterisk),
-        ("nginx", Self::Nginx),
-        ("none", Self::None),
-    ];
+    const NAMES: [(&'static str, Self); 4] =
+        [("syslog", Self::Syslog), ("asterisk", Self::Asterisk), ("nginx", Self::Nginx), ("none", Self::None)];
 
     /// How it is written in a filter.
     pub fn name(self) -> &'static str {
@@ -180,7 +176,9 @@ impl Definition {
             complaints.push(root.complaint("the filter has no failregex; a filter without a pattern finds nobody"));
         }
         if self.samples.is_empty() {
-            complaints.push(root.complaint("the filter has no [[sample]]; add at least one line with the address it must find"));
+            complaints.push(
+                root.complaint("the filter has no [[sample]]; add at least one line with the address it must find"),
+            );
         }
         if self.prefix != Prefix::Syslog && !self.tags.is_empty() {
             complaints.push(root.complaint("tags belong to prefix = \"syslog\"; other prefixes have no program name"));
@@ -188,7 +186,8 @@ impl Definition {
         for mode in &self.modes {
             for name in &mode.includes {
                 if !self.modes.iter().any(|other| other.name == *name) {
-                    complaints.push(root.complaint(format!("mode {} includes \"{name}\", which does not exist", mode.name)));
+                    complaints
+                        .push(root.complaint(format!("mode {} includes \"{name}\", which does not exist", mode.name)));
                 }
             }
         }
@@ -244,7 +243,13 @@ fn read_patterns(section: &mut Section<'_, '_>, key: &'static str, role: Role, l
     let list = section.strings(key).unwrap_or_default();
     list.into_iter()
         .enumerate()
-        .map(|(number, (text, node))| Pattern { text, role, ends: false, label: format!("{label}[{number}]"), node: node.clone() })
+        .map(|(number, (text, node))| Pattern {
+            text,
+            role,
+            ends: false,
+            label: format!("{label}[{number}]"),
+            node: node.clone(),
+        })
         .collect()
 }
 
@@ -273,9 +278,7 @@ fn read_joining(node: &Node, outer: &mut Section<'_, '_>, patterns: &mut Vec<Pat
 }
 
 fn read_session_patterns(section: &mut Section<'_, '_>, label: &str, patterns: &mut Vec<Pattern>) {
-    for (key, role) in
-        [("twin", Role::Twin), ("alone", Role::Alone), ("success", Role::Success), ("end", Role::End)]
-    {
+    for (key, role) in [("twin", Role::Twin), ("alone", Role::Alone), ("success", Role::Success), ("end", Role::End)] {
         for mut pattern in read_patterns(section, key, role, &format!("{label}{key}")) {
             // One text in two lists (a closing line that is all there is) is one pattern with both meanings.
             let twin = patterns.iter_mut().find(|other| other.text == pattern.text && other.role != Role::End);

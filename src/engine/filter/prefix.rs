@@ -37,6 +37,8 @@ pub struct PrefixReader {
     pub(super) stamps: StampReader,
     /// Message put together from a JSON line.
     pub scratch: Vec<u8>,
+    /// Lines are journal messages: `host tag[pid]: …` without a stamp.
+    pub undated: bool,
     memo: Vec<u8>,
     memo_at: Timestamp,
     memo_host: u64,
@@ -55,7 +57,7 @@ pub fn hash_of(parts: &[&[u8]]) -> u64 {
 impl PrefixReader {
     /// A reader that takes its stamps from `stamps`.
     pub fn new(stamps: StampReader) -> Self {
-        Self { stamps, scratch: Vec::new(), memo: Vec::new(), memo_at: Timestamp(0), memo_host: 0 }
+        Self { stamps, scratch: Vec::new(), undated: false, memo: Vec::new(), memo_at: Timestamp(0), memo_host: 0 }
     }
 
     /// Reads the beginning of `line` (without its newline); `None` = it does not begin like that.
@@ -107,6 +109,12 @@ impl PrefixReader {
     }
 
     fn syslog_anew(&mut self, line: &[u8]) -> Option<Begun> {
+        if self.undated {
+            let start = memchr(b' ', line)? + 1;
+            return self
+                .tagged(line, start, Timestamp(0), hash_of(&[&line[..start]]))
+                .map(|begun| Begun { at: None, ..begun });
+        }
         let mut at = 0;
         let mut structured = false;
         if line.first() == Some(&b'<') {
@@ -153,7 +161,13 @@ impl PrefixReader {
                     if line.get(close + 1) != Some(&b':') {
                         return None;
                     }
-                    return Some(Begun { at: Some(at), start: past_blank(line, close + 2), tag: (start, end), session, ..EMPTY });
+                    return Some(Begun {
+                        at: Some(at),
+                        start: past_blank(line, close + 2),
+                        tag: (start, end),
+                        session,
+                        ..EMPTY
+                    });
                 }
                 b':' => {
                     return Some(Begun { at: Some(at), start: past_blank(line, end + 1), tag: (start, end), ..EMPTY });
@@ -217,7 +231,10 @@ impl PrefixReader {
     fn asterisk_json(&mut self, line: &[u8]) -> Option<Begun> {
         let object: serde_json::Value = serde_json::from_slice(line).ok()?;
         let message = object.get("logmsg")?.get("message")?.as_str()?;
-        let moment = object.get("timestamp").and_then(|stamp| stamp.as_str()).and_then(|stamp| self.stamps.read(stamp.as_bytes()));
+        let moment = object
+            .get("timestamp")
+            .and_then(|stamp| stamp.as_str())
+            .and_then(|stamp| self.stamps.read(stamp.as_bytes()));
         self.scratch.clear();
         self.scratch.extend_from_slice(message.trim_end_matches(['\n', '\r']).as_bytes());
         Some(Begun { at: moment.map(|(at, _)| at), in_scratch: true, ..EMPTY })

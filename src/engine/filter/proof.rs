@@ -61,12 +61,15 @@ pub fn prove(definition: &Arc<Definition>) -> Result<(), Complaints> {
         if let Some(mode) = &sample.mode
             && !known.contains(&mode.as_str())
         {
-            complaints.push(sample.node.complaint(format!("there is no mode \"{mode}\"; there are {}", known.join(", "))));
+            complaints
+                .push(sample.node.complaint(format!("there is no mode \"{mode}\"; there are {}", known.join(", "))));
         }
     }
     for ((label, node), shown) in labels.iter().zip(&shown) {
         if !shown {
-            complaints.push(node.complaint(format!("{label} has no [[sample]] that it matches; a pattern nobody has seen work is not trusted")));
+            complaints.push(node.complaint(format!(
+                "{label} has no [[sample]] that it matches; a pattern nobody has seen work is not trusted"
+            )));
         }
     }
     complaints.sort();
@@ -88,7 +91,7 @@ fn try_sample(matcher: &LogMatcher, sample: &Sample, complaints: &mut Complaints
             let Some(pattern) = filter.pattern(found.pattern) else { continue };
             matched.push(pattern.label.clone());
             let at = found.at.unwrap_or(SAMPLE_NOW);
-            joiner.take(found, pattern.role, pattern.ends, at, |failure| counted.push(failure));
+            joiner.take(found, (pattern.role, pattern.ends), at, 0, |failure| counted.push(failure));
         }
     }
     joiner.handle_timeout(SAMPLE_NOW + Span::from_seconds(100 * 366 * 86_400), |failure| counted.push(failure));
@@ -100,7 +103,9 @@ fn try_sample(matcher: &LogMatcher, sample: &Sample, complaints: &mut Complaints
     let shown = sample.lines.last().map_or("", String::as_str);
     if counted.len() != sample.failures {
         let got = if counted.is_empty() { "none".to_owned() } else { counted.len().to_string() };
-        complaints.push(sample.node.complaint(format!("the sample should be {} failure(s) but is {got}: {shown}", sample.failures)));
+        complaints.push(
+            sample.node.complaint(format!("the sample should be {} failure(s) but is {got}: {shown}", sample.failures)),
+        );
     } else if let Some(wrong) = counted.iter().find(|failure| Some(failure.address) != wanted) {
         complaints.push(sample.node.complaint(format!("the sample's failure was laid on {}: {shown}", wrong.address)));
     }
@@ -131,7 +136,10 @@ mod tests {
         check(&format!("failregex = ['^no <HOST>$']\n{sample}"), "");
         check("failregex = ['^no <HOST>$']\n", "no [[sample]]");
         check(&format!("failregex = ['^yes <HOST>$']\n{sample}"), "should be 1 failure(s) but is none");
-        check(&format!("failregex = ['^no <HOST>$', '^never <HOST>$']\n{sample}"), "x.toml:1: failregex[1] has no [[sample]]");
+        check(
+            &format!("failregex = ['^no <HOST>$', '^never <HOST>$']\n{sample}"),
+            "x.toml:1: failregex[1] has no [[sample]]",
+        );
         check(&format!("failregex = ['^no (<HOST>$']\n{sample}"), "x.toml:1: failregex[0]:");
         check(&format!("failregex = ['^no']\n{sample}"), "has no <HOST>");
         check(&format!("failregx = ['^no <HOST>$']\n{sample}"), "did you mean \"failregex\"");

@@ -32,6 +32,8 @@ pub struct Counted {
     pub pattern: u16,
     /// The line that made it count is also the line that told of it.
     pub at_once: bool,
+    /// What the caller marked the line with that told of it.
+    pub mark: u64,
 }
 
 /// Joins the matches of one jail.
@@ -93,10 +95,17 @@ impl Joiner {
         self.sessions.is_empty()
     }
 
-    /// Takes one match in; calls `count` for every failure that it makes count.
+    /// Takes one match in, marked by the caller; calls `count` for every failure that it makes count.
     #[inline]
-    pub fn take(&mut self, found: &Match, role: Role, ends: bool, at: Timestamp, mut count: impl FnMut(Counted)) {
-        let failure = found.address.map(|address| Counted { address, at, pattern: found.pattern, at_once: true });
+    pub fn take(
+        &mut self,
+        found: &Match,
+        (role, ends): (Role, bool),
+        at: Timestamp,
+        mark: u64,
+        mut count: impl FnMut(Counted),
+    ) {
+        let failure = found.address.map(|address| Counted { address, at, pattern: found.pattern, at_once: true, mark });
         let Some(joining) = self.joining else {
             if let (Some(failure), Role::Failure | Role::Twin | Role::Alone) = (failure, role) {
                 count(failure);
@@ -120,7 +129,13 @@ impl Joiner {
         let session = self.sessions.entry(key).or_insert_with(|| {
             let ends_by = at + joining.window;
             order.push_back((ends_by, key));
-            Session { ends_by, counted: 0, series: [Series::default(), Series::default()], waiting: None, succeeded: false }
+            Session {
+                ends_by,
+                counted: 0,
+                series: [Series::default(), Series::default()],
+                waiting: None,
+                succeeded: false,
+            }
         });
         session.take(joining, found.attempt, role, failure, &mut count);
         if ends {
@@ -165,7 +180,14 @@ impl Joiner {
 }
 
 impl Session {
-    fn take(&mut self, joining: Joining, attempt: u64, role: Role, failure: Option<Counted>, count: &mut impl FnMut(Counted)) {
+    fn take(
+        &mut self,
+        joining: Joining,
+        attempt: u64,
+        role: Role,
+        failure: Option<Counted>,
+        count: &mut impl FnMut(Counted),
+    ) {
         let series = match role {
             Role::Failure => 0,
             Role::Twin => 1,
@@ -229,7 +251,9 @@ mod tests {
                 line: (0, 0),
                 number: 0,
             };
-            joiner.take(&found, *role, *ends, Timestamp::from_seconds(*second), |failure| counted.push(failure.at.seconds()));
+            joiner.take(&found, (*role, *ends), Timestamp::from_seconds(*second), 0, |failure| {
+                counted.push(failure.at.seconds())
+            });
         }
         joiner.handle_timeout(Timestamp::from_seconds(1_000_000), |failure| counted.push(failure.at.seconds()));
         assert_eq!(counted, expect);
@@ -242,7 +266,11 @@ mod tests {
     #[test]
     fn each_failure_line_counts_and_what_surrounds_it_does_not() {
         use Role::{Alone, Failure};
-        check(PID, &[(Alone, false, 7, 0, 1), (Failure, false, 7, 0, 2), (Failure, false, 7, 0, 3), (Alone, true, 7, 0, 4)], &[2, 3]);
+        check(
+            PID,
+            &[(Alone, false, 7, 0, 1), (Failure, false, 7, 0, 2), (Failure, false, 7, 0, 3), (Alone, true, 7, 0, 4)],
+            &[2, 3],
+        );
     }
 
     #[test]
@@ -277,6 +305,10 @@ mod tests {
     #[test]
     fn a_process_number_used_again_is_another_session() {
         use Role::{Alone, End, Failure};
-        check(PID, &[(Failure, false, 7, 0, 1), (End, true, 7, 0, 2), (Alone, false, 7, 0, 10), (End, true, 7, 0, 11)], &[1, 10]);
+        check(
+            PID,
+            &[(Failure, false, 7, 0, 1), (End, true, 7, 0, 2), (Alone, false, 7, 0, 10), (End, true, 7, 0, 11)],
+            &[1, 10],
+        );
     }
 }

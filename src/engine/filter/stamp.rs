@@ -109,7 +109,9 @@ impl StampReader {
         }
         let written = match shape {
             Shape::Iso => read_zone(&text[at..]),
-            Shape::Clf if text.get(at) == Some(&b' ') => read_zone(&text[at + 1..]).map(|(zone, length)| (zone, length + 1)),
+            Shape::Clf if text.get(at) == Some(&b' ') => {
+                read_zone(&text[at + 1..]).map(|(zone, length)| (zone, length + 1))
+            }
             Shape::Syslog | Shape::Slash | Shape::Clf => None,
         };
         let offset = match written {
@@ -130,12 +132,9 @@ impl StampReader {
         if block == self.block {
             return Some(self.block_offset);
         }
-        let local = DateTime::from_parts(
-            jiff::civil::Date::new(1970, 1, 1).ok()?,
-            jiff::civil::Time::midnight(),
-        )
-        .checked_add(jiff::SignedDuration::from_secs(civil))
-        .ok()?;
+        let local = DateTime::from_parts(jiff::civil::Date::new(1970, 1, 1).ok()?, jiff::civil::Time::midnight())
+            .checked_add(jiff::SignedDuration::from_secs(civil))
+            .ok()?;
         let offset = match self.zone.to_ambiguous_timestamp(local).offset() {
             AmbiguousOffset::Unambiguous { offset } => {
                 self.block = block;

@@ -162,7 +162,12 @@ fn plain(error: &str) -> String {
 
 fn nfa_of(hirs: &[Hir]) -> Result<NFA, String> {
     thompson::Compiler::new()
-        .configure(thompson::Config::new().utf8(false).which_captures(thompson::WhichCaptures::None).nfa_size_limit(Some(DFA_BYTES_MAX)))
+        .configure(
+            thompson::Config::new()
+                .utf8(false)
+                .which_captures(thompson::WhichCaptures::None)
+                .nfa_size_limit(Some(DFA_BYTES_MAX)),
+        )
         .build_many_from_hir(hirs)
         .map_err(|error| plain(&error.to_string()))
 }
@@ -219,7 +224,8 @@ fn cut(hir: &Hir) -> Result<(Hir, Reach, Option<Tail>), String> {
     if !matches!(first.kind(), HirKind::Look(Look::Start)) {
         return full();
     }
-    let is_host = |hir: &Hir| matches!(hir.kind(), HirKind::Capture(capture) if capture.name.as_deref() == Some("HOST"));
+    let is_host =
+        |hir: &Hir| matches!(hir.kind(), HirKind::Capture(capture) if capture.name.as_deref() == Some("HOST"));
     let Some(host) = elements.iter().position(is_host) else {
         let has_host = hir.properties().explicit_captures_len() > 0 && format!("{hir:?}").contains("\"HOST\"");
         if has_host {
@@ -250,7 +256,9 @@ fn concat(elements: &[Hir]) -> Hir {
 fn free_part(hir: &Hir) -> Option<(usize, bool)> {
     match hir.kind() {
         HirKind::Capture(capture) => free_part(&capture.sub),
-        HirKind::Repetition(repetition) if repetition.max.is_none() && repetition.min <= 1 && is_dot(&repetition.sub) => {
+        HirKind::Repetition(repetition)
+            if repetition.max.is_none() && repetition.min <= 1 && is_dot(&repetition.sub) =>
+        {
             Some((repetition.min as usize, repetition.greedy))
         }
         _ => None,
