@@ -184,8 +184,8 @@ pub(super) struct Generation {
     pub(super) watch: Option<i32>,
     /// There may be something to read.
     pub(super) dirty: bool,
-    /// It was there before watching began, and where to start has not been looked up yet.
-    pub(super) unlocated: bool,
+    /// It was there before watching began, this long, and where to start has not been looked up yet.
+    pub(super) unlocated: Option<u64>,
     /// Lines that start before this offset are backlog.
     pub(super) backlog_end: u64,
     /// On a file system of another machine: no events, and reads may come back short.
@@ -201,7 +201,7 @@ impl Generation {
             position,
             watch: None,
             dirty: true,
-            unlocated: false,
+            unlocated: None,
             backlog_end: 0,
             remote: false,
             quiet_since: Timestamp(0),

@@ -8,7 +8,6 @@ use std::os::fd::AsFd;
 
 use rustix::io::{pread, retry_on_intr};
 
-use super::siblings::Stand;
 use crate::engine::time::Timestamp;
 
 /// How far lines without a date are followed from one probe.
@@ -27,13 +26,13 @@ pub(super) struct Start {
 }
 
 /// Finds the first line whose moment is at or after `target`. A file in which no line has a date, however small, is
-/// started at its end: without dates nobody can say that its lines are not months old, and old lines must not ban.
+/// started at its end (`size` is where that was when watching began): without dates nobody can say that its lines are not months old, and old lines must not ban.
 pub(super) fn locate(
     file: impl AsFd,
+    size: u64,
     target: Timestamp,
     stamp_of: &mut dyn FnMut(&[u8]) -> Option<Timestamp>,
 ) -> Start {
-    let size = Stand::of(&file).map_or(0, |stand| stand.size);
     let mut search = Search { file, buffer: vec![0; PROBE_BYTES], stamp_of };
     let end = search.written_end(size);
     let (mut low, mut high) = (0, end);
@@ -148,7 +147,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
         let mut probes = 0;
-        let start = locate(&file, Timestamp::from_seconds(target), &mut |line| {
+        let start = locate(&file, content.len() as u64, Timestamp::from_seconds(target), &mut |line| {
             probes += 1;
             stamp(line)
         });
@@ -209,6 +208,6 @@ mod tests {
     fn check_offset(content: &[u8], target: i64) -> u64 {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
-        locate(&file, Timestamp::from_seconds(target), &mut stamp).offset
+        locate(&file, content.len() as u64, Timestamp::from_seconds(target), &mut stamp).offset
     }
 }

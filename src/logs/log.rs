@@ -186,11 +186,11 @@ impl Log {
 
     /// Finds where to start in a file that was there before us.
     fn locate(&mut self, desk: &mut Desk<'_>) {
-        let Some(current) = self.current.as_mut().filter(|current| current.unlocated) else { return };
-        current.unlocated = false;
+        let Some(current) = &mut self.current else { return };
+        let Some(size) = current.unlocated.take() else { return };
         let target = desk.now - self.since - MARGIN;
         let id = self.id;
-        let start = locate(&current.file, target, &mut |line| (desk.stamp_of)(id, line));
+        let start = locate(&current.file, size, target, &mut |line| (desk.stamp_of)(id, line));
         current.position = Position::within(current.position.identity, &current.file, start.offset, start.inside_line);
         current.backlog_end = start.end;
     }
@@ -203,7 +203,7 @@ impl Log {
         current.backlog_end = 0;
         current.dirty = true;
         self.rotations += 1;
-        self.adopt_unseen(&Why::Emptied(before));
+        self.adopt_unseen(&Why::Emptied(&before));
     }
 
     /// Compares what stands at the path with what is read; true if nothing had to change.
@@ -267,7 +267,7 @@ impl Log {
             TakenOver::Position(position) => Generation::new(file, position),
             TakenOver::Nothing => {
                 let mut fresh = Generation::new(file, Position::start_of(identity));
-                fresh.unlocated = self.existed;
+                fresh.unlocated = self.existed.then_some(stand.size);
                 fresh
             }
         };
@@ -330,7 +330,7 @@ impl Log {
     }
 
     /// Looks for generations that came and went between two looks and puts them into `old`; true if there were any.
-    fn adopt_unseen(&mut self, why: &Why) -> bool {
+    fn adopt_unseen(&mut self, why: &Why<'_>) -> bool {
         let (Some(current), Some(newest)) = (&self.current, self.newest_ns) else { return false };
         let head = Window::read(&current.file, 0, WINDOW_BYTES);
         let mut youngest = newest;
@@ -342,7 +342,7 @@ impl Log {
             }
             let Some(file) = sibling.open() else { continue };
             let position = match why {
-                Why::Emptied(before) if siblings::is_copy(&file, before) => Position { identity, ..before.clone() },
+                Why::Emptied(before) if siblings::is_copy(&file, before) => Position { identity, ..(*before).clone() },
                 Why::Emptied(before) if siblings::begins_like(&file, &before.head) => {
                     self.settled.push(identity);
                     continue;
@@ -494,13 +494,13 @@ impl Log {
 }
 
 /// On what occasion unseen generations are looked for.
-enum Why {
+enum Why<'a> {
     /// Another file stands at the path.
     Replaced,
     /// Nothing was read of the current file yet.
     Untouched,
     /// The current file was emptied in place, when it had been read up to here.
-    Emptied(Position),
+    Emptied(&'a Position),
 }
 
 enum TakenOver {

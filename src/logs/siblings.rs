@@ -133,7 +133,7 @@ impl Sibling {
 }
 
 /// The rotated neighbours of the log at `real` (a path without links), the earliest born first; compressed ones are
-/// left out. Never sorted by name: with dates and numbers mixed, names say nothing about the order.
+/// left out. Names decide only between files of the same clock tick: a rename keeps the births, but not the names.
 pub(super) fn siblings(real: &Path) -> Vec<Sibling> {
     let (Some(directory), Some(base)) = (real.parent(), real.file_name()) else { return Vec::new() };
     let mut found: Vec<Sibling> = std::fs::read_dir(directory)
@@ -147,8 +147,21 @@ pub(super) fn siblings(real: &Path) -> Vec<Sibling> {
             (stand.kind == FileType::RegularFile).then(|| Sibling { path: entry.path(), stand })
         })
         .collect();
-    found.sort_by_key(|sibling| (sibling.stand.identity.born_ns, sibling.stand.modified_ns));
+    found.sort_by_key(|sibling| {
+        let stand = &sibling.stand;
+        (stand.identity.born_ns, stand.modified_ns, order_by_name(base, &sibling.path))
+    });
     found
+}
+
+/// A rotated file's number counts backwards (`.2` is older than `.1`), a date (six digits or more) forwards.
+fn order_by_name(base: &OsStr, path: &Path) -> i64 {
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    let same = name.iter().zip(base.as_bytes()).take_while(|(a, b)| a == b).count();
+    let digits: Vec<u8> =
+        name[same..].iter().copied().skip_while(|byte| !byte.is_ascii_digit()).take_while(u8::is_ascii_digit).collect();
+    let number = std::str::from_utf8(&digits).ok().and_then(|digits| digits.parse().ok()).unwrap_or(0i64);
+    if digits.len() < 6 { -number } else { number }
 }
 
 /// `auth.log` rotates to `auth.log.1`, `auth.log-20251121`, `auth.log.old`, `auth-20251121.log`, `auth.1.log`; but

@@ -136,7 +136,7 @@ impl Tailer {
     /// Opens a log of a new request at once, so that nothing rotated away between now and the first turn is missed.
     fn open_first(&mut self, id: LogId) {
         let Some(mut log) = self.logs.get_mut(&id).and_then(Option::take) else { return };
-        log.existed = !matches!(siblings::regular(&log.path), Err(siblings::Absent::Missing));
+        log.existed = siblings::regular(&log.path).is_ok();
         let mut desk = Desk {
             now: Timestamp(0),
             watcher: &mut self.watcher,
