@@ -2,7 +2,8 @@
 //!
 //! What it does not do: it never reads the clock (`now` is an argument), never starts a thread, never blocks, and knows
 //! nothing of what a line means. Reading order: `tailer` (all logs, one turn), `log` (one path and its generations),
-//! `generation` (one open file), `siblings` (rotated neighbours), `locate` (where to start), `watch` (inotify), `glob`.
+//! `rotation` (which file is the present one), `generation` (one open file), `siblings` (rotated neighbours), `locate`
+//! (where to start), `watch` (inotify), `glob`.
 
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ mod generation;
 mod glob;
 mod locate;
 mod log;
+mod rotation;
 mod siblings;
 mod tailer;
 #[cfg(test)]
