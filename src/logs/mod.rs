@@ -18,6 +18,8 @@ mod siblings;
 mod tailer;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod torture;
 mod watch;
 
 pub use generation::{Identity, Position, Window};
