@@ -407,6 +407,7 @@ impl Template {
         }
         match &self.reach {
             Reach::Nothing => plain(None),
+            Reach::Rest => self.full.is_match(message).then_some(Found { address: None, session: 0, attempt: 0 }),
             Reach::Full => self.by_regex(message),
             Reach::Direct => {
                 let mut address = None;

@@ -36,6 +36,8 @@ pub enum Reach {
     Direct,
     /// The pattern has no address; the head is all of it.
     Nothing,
+    /// The pattern has no address, and all of it would make too large a head.
+    Rest,
     /// Only the full regex can tell.
     Full,
 }
@@ -233,6 +235,11 @@ fn cut(hir: &Hir) -> Result<(Hir, Reach, Option<Tail>), String> {
             let plain = elements.iter().take_while(|element| element.properties().explicit_captures_len() == 0).count();
             return Ok((concat(&elements[..plain]), Reach::Full, None));
         }
+        // Loops of several patterns in one automaton multiply, so only what stands before the first one is its head.
+        let plain = elements.iter().take_while(|element| !has_free_part(element)).count();
+        if plain < elements.len() {
+            return Ok((concat(&elements[..plain]), Reach::Rest, None));
+        }
         return Ok((concat(elements), Reach::Nothing, None));
     };
     let (before, after) = (&elements[..host], &elements[host + 1..]);
@@ -378,6 +385,7 @@ mod tests {
             Reach::Literal { greedy: false, .. } => "first",
             Reach::Direct => "direct",
             Reach::Nothing => "nothing",
+            Reach::Rest => "rest",
             Reach::Full => "full",
         };
         assert_eq!(got, expect, "{template}");
@@ -388,7 +396,8 @@ mod tests {
         reach(r"^Failed \S+ for (?:invalid user )?<F-USER>.*</F-USER> from <HOST> port \d+ ssh2?$", "last");
         reach(r"^user .*? at <HOST>", "first");
         reach(r"^Connection from <HOST> port \d+$", "direct");
-        reach(r"^Accepted \S+ for", "nothing");
+        reach(r"^Accepted (?:password|publickey) for", "nothing");
+        reach(r"^Accepted \S+ for", "rest");
         reach(r"Failed .* from <HOST>", "full");
         reach(r"^(?:a|<HOST>) b", "full");
         reach(r"^.*x.*? at <HOST>$", "direct");
