@@ -1,1 +1,3 @@
 //! Where bans are put into force: effects come in, the kernel (and later other places) holds them.
+
+pub mod nftables;

@@ -1,0 +1,361 @@
+//! Our table in the kernel: a layout comes in, one atomic transaction goes out; also tells whether the table is still as installed. Elements: see `elements`.
+
+use rustix::io::Errno;
+
+use super::model::{BASE_CHAIN, BASE_PRIORITY, BanSet, Family, Model, allow_set_name};
+use super::rules::{self, SET_INTERVAL, SET_TIMEOUT};
+use super::socket::{Link, Refusal};
+use super::wire::{Attributes, Batch, DUMP, kind};
+use super::{Error, Layout};
+
+/// How often an install starts anew because somebody else changed rules between its reading and its writing.
+const INSTALLS_MAX: u32 = 10;
+/// `NFT_SET_ANONYMOUS`: belongs to a rule and goes with it.
+const SET_ANONYMOUS: u32 = 1;
+
+/// The kernel's packet filter, seen through one long-lived socket; not to be shared between threads.
+#[derive(Debug)]
+pub struct Kernel {
+    pub(super) link: Link,
+    pub(super) batch: Batch,
+    pub(super) model: Model,
+    /// True if new elements count packets.
+    pub(super) counters: bool,
+    /// Every rule of our table as the kernel numbered it when we last changed rules: a rule replaced by another one has
+    /// another number.
+    rules_seen: Vec<RuleSeen>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct RuleSeen {
+    chain: String,
+    handle: u64,
+}
+
+/// What the kernel says about a set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct SetSeen {
+    name: String,
+    flags: u32,
+    key_type: u32,
+    has_counter: bool,
+    /// A limit on the number of elements, or a timeout for all elements; ours have neither.
+    is_limited: bool,
+    /// Only kernels from about 6.18 on tell.
+    elements: Option<u32>,
+}
+
+/// What the kernel says about a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ChainSeen {
+    name: String,
+    /// Hook, priority, policy and type of a base chain.
+    hook: Option<(u32, i32, u32, String)>,
+}
+
+impl Kernel {
+    /// Opens the kernel's packet filter of this network namespace and finds out what it can do.
+    ///
+    /// # Errors
+    /// [`Error::Permission`] without CAP_NET_ADMIN, [`Error::Unsupported`] without nf_tables.
+    pub fn open() -> Result<Self, Error> {
+        let mut kernel = Self {
+            link: Link::open()?,
+            batch: Batch::default(),
+            model: Model::default(),
+            counters: false,
+            rules_seen: Vec::new(),
+        };
+        kernel.probe()?;
+        kernel.counters = kernel.can_count();
+        Ok(kernel)
+    }
+
+    /// The number under which [`super::Monitor`] reports the changes made here.
+    pub fn port_id(&self) -> u32 {
+        self.link.port_id()
+    }
+
+    /// Makes the kernel hold exactly this layout, in one atomic transaction: no packet sees a half of it.
+    ///
+    /// Elements stay, also those of a table that an earlier process left behind. Sets and chains that the layout does not
+    /// have any more are deleted with their elements; a set of another kind than ours is made anew, empty.
+    ///
+    /// # Errors
+    /// [`Error::Layout`], [`Error::Owned`], [`Error::Permission`], [`Error::Unsupported`], or the kernel's answer; the
+    /// kernel is unchanged then.
+    pub fn install(&mut self, layout: &Layout) -> Result<(), Error> {
+        layout.check()?;
+        for _ in 0..INSTALLS_MAX {
+            match self.try_install(layout) {
+                Err(Error::Kernel { errno: Errno::RESTART, .. }) => {}
+                outcome => return outcome,
+            }
+        }
+        Err(Error::Kernel { doing: "installing the table while somebody else keeps changing rules", errno: Errno::RESTART })
+    }
+
+    fn try_install(&mut self, layout: &Layout) -> Result<(), Error> {
+        let mut model = Model::new(layout);
+        // The kernel refuses the transaction if anything changed after this number was read.
+        let generation = self.generation()?;
+        let exists = self.table_flags(&model.table)?.is_some();
+        let (sets, chains) = if exists { self.seen(&model.table)? } else { Default::default() };
+        let doomed = adopt(&mut model, &sets, self.counters);
+        let b = &mut self.batch;
+        b.begin(Some(generation));
+        b.message(kind::NEWTABLE, super::wire::CREATE, |b| {
+            b.text(1, &model.table);
+            // Wakes a dormant table.
+            b.u32(2, 0);
+        });
+        if exists {
+            b.message(kind::DELRULE, 0, |b| b.text(1, &model.table));
+            for name in doomed {
+                b.message(kind::DELSET, 0, |b| {
+                    b.text(1, &model.table);
+                    b.text(2, name);
+                });
+            }
+            let wanted = model.chains();
+            for chain in chains.iter().filter(|chain| !(wanted.contains(&chain.name) && chain.is_right())) {
+                b.message(kind::DELCHAIN, 0, |b| {
+                    b.text(1, &model.table);
+                    b.text(3, &chain.name);
+                });
+            }
+        }
+        rules::put_allow_set(b, &model.table, Family::V4, &model.allow4);
+        rules::put_allow_set(b, &model.table, Family::V6, &model.allow6);
+        for set in &model.sets {
+            rules::put_ban_set(b, &model.table, set, self.counters);
+        }
+        for chain in model.chains() {
+            rules::put_chain(b, &model.table, &chain, chain == BASE_CHAIN);
+        }
+        let first_rule = model.rules().iter().map(|rule| rules::put_rule(b, &model.table, rule)).min();
+        let refusals = self.link.commit(b).map_err(|errno| Error::Kernel { doing: "installing the table", errno })?;
+        if let Some(refusal) = refusals.first() {
+            return Err(self.why_refused(&model.table, *refusal, first_rule));
+        }
+        model.sets.iter_mut().for_each(|set| set.stands = true);
+        self.model = model;
+        self.remember_rules()
+    }
+
+    fn why_refused(&mut self, table: &str, refusal: Refusal, first_rule: Option<u32>) -> Error {
+        match refusal.errno {
+            Errno::PERM => self.why_forbidden(table),
+            // Everything a rule names is made in the same transaction, so only an expression can be missing.
+            Errno::NOENT if first_rule.is_some_and(|first| refusal.seq >= first) => {
+                Error::Unsupported("nftables expression we use (nft_reject_inet)")
+            }
+            Errno::OPNOTSUPP | Errno::AFNOSUPPORT => Error::Unsupported("nf_tables for the family inet"),
+            errno => Error::Kernel { doing: "installing the table", errno },
+        }
+    }
+
+    /// "Not permitted" is also what the kernel says about a table that another process owns.
+    pub(super) fn why_forbidden(&mut self, table: &str) -> Error {
+        match self.generation() {
+            Ok(_) => Error::Owned(table.to_owned()),
+            Err(why) => why,
+        }
+    }
+
+    /// True if table, chains, sets and rules are as they were installed; elements are not looked at (see `dump`).
+    ///
+    /// Costs some 10 us for each chain and set.
+    ///
+    /// # Errors
+    /// Whatever keeps us from asking.
+    pub fn is_intact(&mut self) -> Result<bool, Error> {
+        let table = self.model.table.clone();
+        if self.table_flags(&table)? != Some(0) {
+            return Ok(false);
+        }
+        let (sets, chains) = self.seen(&table)?;
+        let set_is_right = |set: &BanSet| sets.iter().any(|seen| seen.is_ban_set(set, self.counters));
+        let allow_is_right = |family| sets.iter().any(|seen| seen.is_allow_set(family));
+        let chain_is_right = |name: &String| chains.iter().any(|chain| chain.name == *name && chain.is_right());
+        Ok(self.model.sets.iter().filter(|set| set.stands).all(set_is_right)
+            && [Family::V4, Family::V6].into_iter().all(allow_is_right)
+            && self.model.chains().iter().all(chain_is_right)
+            && self.rules_seen.len() == self.rules_wanted()
+            && self.list_rules()? == self.rules_seen)
+    }
+
+    fn rules_wanted(&self) -> usize {
+        self.model.rules().len() - self.model.sets.iter().filter(|set| !set.stands).count()
+    }
+
+    /// To be called after each change of rules.
+    pub(super) fn remember_rules(&mut self) -> Result<(), Error> {
+        self.rules_seen = self.list_rules()?;
+        Ok(())
+    }
+
+    fn list_rules(&mut self) -> Result<Vec<RuleSeen>, Error> {
+        let (table, mut rules) = (&self.model.table, Vec::new());
+        self.batch.question(kind::GETRULE, DUMP, |b| b.text(1, table));
+        let answered = self.link.ask(&self.batch, |message| {
+            let attributes = message.attributes();
+            if attributes.text(1) == table {
+                let handle = attributes.u64(3).unwrap_or_default();
+                rules.push(RuleSeen { chain: attributes.text(2).to_owned(), handle });
+            }
+        });
+        answered.map_err(|errno| cannot_ask("listing rules", errno))?;
+        Ok(rules)
+    }
+
+    /// The sets and the chains of a table.
+    fn seen(&mut self, table: &str) -> Result<(Vec<SetSeen>, Vec<ChainSeen>), Error> {
+        let (mut sets, mut chains) = (Vec::new(), Vec::new());
+        self.batch.question(kind::GETSET, DUMP, |b| b.text(1, table));
+        let answered = self.link.ask(&self.batch, |message| {
+            if message.attributes().text(1) == table {
+                sets.push(SetSeen::read(&message.attributes()));
+            }
+        });
+        answered.map_err(|errno| cannot_ask("listing sets", errno))?;
+        self.batch.question(kind::GETCHAIN, DUMP, |b| b.text(1, table));
+        let answered = self.link.ask(&self.batch, |message| {
+            if message.attributes().text(1) == table {
+                chains.push(ChainSeen::read(&message.attributes()));
+            }
+        });
+        answered.map_err(|errno| cannot_ask("listing chains", errno))?;
+        Ok((sets, chains))
+    }
+
+    /// The flags of a table, `None` if there is no such table.
+    fn table_flags(&mut self, table: &str) -> Result<Option<u32>, Error> {
+        let mut flags = None;
+        self.batch.question(kind::GETTABLE, 0, |b| b.text(1, table));
+        match self.link.ask(&self.batch, |message| flags = message.attributes().u32(2)) {
+            Ok(_) => Ok(flags),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(cannot_ask("looking for the table", errno)),
+        }
+    }
+
+    /// The number the kernel gives to the present state of all rules.
+    pub(super) fn generation(&mut self) -> Result<u32, Error> {
+        let mut generation = 0;
+        self.batch.question(kind::GETGEN, 0, |_| {});
+        let answered = self.link.ask(&self.batch, |m| generation = m.attributes().u32(1).unwrap_or_default());
+        answered.map_err(|errno| cannot_ask("asking for the generation of the rules", errno))?;
+        Ok(generation)
+    }
+
+    /// Makes and deletes a table of its own in one transaction: nobody ever sees it.
+    fn probe(&mut self) -> Result<(), Error> {
+        match self.try_scratch(false)? {
+            None => Ok(()),
+            Some(Errno::PERM) => Err(Error::Permission),
+            Some(Errno::OPNOTSUPP | Errno::AFNOSUPPORT | Errno::INVAL) => Err(Error::Unsupported("nf_tables")),
+            Some(errno) => Err(Error::Kernel { doing: "trying out nf_tables", errno }),
+        }
+    }
+
+    fn can_count(&mut self) -> bool {
+        matches!(self.try_scratch(true), Ok(None))
+    }
+
+    fn try_scratch(&mut self, counters: bool) -> Result<Option<Errno>, Error> {
+        let table = format!("band-probe-{}", self.link.port_id());
+        let set = BanSet { name: "probe".to_owned(), scope: 0, family: Family::V4, length: 32, stands: false };
+        let b = &mut self.batch;
+        b.begin(None);
+        b.message(kind::NEWTABLE, super::wire::CREATE, |b| b.text(1, &table));
+        rules::put_ban_set(b, &table, &set, counters);
+        rules::put_elements(b, kind::NEWSETELEM, &table, &set.name, &[()], |b, ()| rules::put_key(b, &[0; 4]));
+        b.message(kind::DELTABLE, 0, |b| b.text(1, &table));
+        let refusals = self.link.commit(b).map_err(|errno| cannot_ask("trying out nf_tables", errno))?;
+        Ok(refusals.first().map(|refusal| refusal.errno))
+    }
+}
+
+/// Takes over the kernel's sets that are as we want them; gives the names of those that must go.
+fn adopt<'a>(model: &mut Model, sets: &'a [SetSeen], counters: bool) -> Vec<&'a str> {
+    let mut doomed = Vec::new();
+    for seen in sets.iter().filter(|seen| seen.flags & SET_ANONYMOUS == 0) {
+        let stays = match model.set_named(&seen.name) {
+            Some(set) => {
+                let is_usual = model.find_set(set.scope, set.family, set.length).is_some();
+                // A length nobody is banned by any more would cost each packet a look-up for nothing.
+                let stays = seen.is_ban_set(&set, counters) && (is_usual || seen.elements != Some(0));
+                if stays {
+                    model.set_for(set.scope, set.family, set.length);
+                }
+                stays
+            }
+            None => [Family::V4, Family::V6].into_iter().any(|family| seen.is_allow_set(family)),
+        };
+        if !stays {
+            doomed.push(seen.name.as_str());
+        }
+    }
+    doomed
+}
+
+/// What it means that a question is not answered.
+pub(super) fn cannot_ask(doing: &'static str, errno: Errno) -> Error {
+    match errno {
+        Errno::PERM => Error::Permission,
+        Errno::AGAIN => Error::Silent(doing),
+        errno => Error::Kernel { doing, errno },
+    }
+}
+
+impl SetSeen {
+    fn read(attributes: &Attributes<'_>) -> Self {
+        let size = attributes.within(9).u32(1).unwrap_or_default();
+        Self {
+            name: attributes.text(2).to_owned(),
+            flags: attributes.u32(3).unwrap_or_default(),
+            key_type: attributes.u32(4).unwrap_or_default(),
+            has_counter: attributes.within(17).text(1) == "counter",
+            is_limited: size != 0 || attributes.u64(11).unwrap_or_default() != 0,
+            elements: attributes.u32(20),
+        }
+    }
+
+    fn is_ban_set(&self, set: &BanSet, counters: bool) -> bool {
+        self.name == set.name
+            && self.flags == SET_TIMEOUT
+            && self.key_type == rules::key_type(set.family)
+            && self.has_counter == counters
+            && !self.is_limited
+    }
+
+    fn is_allow_set(&self, family: Family) -> bool {
+        self.name == allow_set_name(family)
+            && self.flags == SET_INTERVAL
+            && self.key_type == rules::key_type(family)
+            && !self.is_limited
+    }
+}
+
+impl ChainSeen {
+    fn read(attributes: &Attributes<'_>) -> Self {
+        let hook = attributes.value(4).map(|_| {
+            let hook = attributes.within(4);
+            let priority = hook.u32(2).unwrap_or_default().cast_signed();
+            let policy = attributes.u32(5).unwrap_or_default();
+            (hook.u32(1).unwrap_or_default(), priority, policy, attributes.text(7).to_owned())
+        });
+        Self { name: attributes.text(3).to_owned(), hook }
+    }
+
+    /// True if a chain of this name should be as it is.
+    fn is_right(&self) -> bool {
+        match &self.hook {
+            Some((hook, priority, policy, kind)) => {
+                self.name == BASE_CHAIN && (*hook, *priority, *policy) == (0, BASE_PRIORITY, 1) && kind == "filter"
+            }
+            None => self.name != BASE_CHAIN,
+        }
+    }
+}
