@@ -2,6 +2,6 @@
 //!
 //! The modules in reading order; each one's first line says what comes in and what goes out.
 
-pub mod engine;
 pub mod enforce;
+pub mod engine;
 pub mod logs;

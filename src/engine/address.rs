@@ -49,12 +49,17 @@ pub fn parse_net(text: &str) -> Result<IpNet, String> {
     let bits = match length.parse::<u8>() {
         Ok(bits) if mapped && bits >= 96 => bits - 96,
         Ok(bits) if bits <= most => bits,
-        Ok(_) | Err(_) => match length.parse::<Ipv4Addr>().ok().and_then(|mask| ipnet::ipv4_mask_to_prefix(mask).ok()) {
-            Some(bits) if parsed.is_ipv4() => bits,
-            Some(_) | None => return Err(format!("\"{text}\" has no valid prefix length; write a number from 0 to {most}")),
-        },
+        Ok(_) | Err(_) => {
+            match length.parse::<Ipv4Addr>().ok().and_then(|mask| ipnet::ipv4_mask_to_prefix(mask).ok()) {
+                Some(bits) if parsed.is_ipv4() => bits,
+                Some(_) | None => {
+                    return Err(format!("\"{text}\" has no valid prefix length; write a number from 0 to {most}"));
+                }
+            }
+        }
     };
-    let net = IpNet::new(parsed, bits).map_err(|_| format!("\"{text}\" has no valid prefix length; write a number from 0 to {most}"))?;
+    let net = IpNet::new(parsed, bits)
+        .map_err(|_| format!("\"{text}\" has no valid prefix length; write a number from 0 to {most}"))?;
     if net.addr() != net.network() {
         return Err(format!("\"{text}\" has bits set behind its prefix; did you mean {}?", net.trunc()));
     }
@@ -74,9 +79,12 @@ fn parse_typed_address(text: &str) -> Result<IpAddr, String> {
         && before.trim_start_matches('[').parse::<Ipv6Addr>().is_ok()
     {
         let zone = zone.trim_end_matches(']');
-        return Err(format!("names the interface {zone}; addresses count on every interface here, leave out \"%{zone}\""));
+        return Err(format!(
+            "names the interface {zone}; addresses count on every interface here, leave out \"%{zone}\""
+        ));
     }
-    let without_port = text.rsplit_once(':').map(|(host, port)| (host.trim_start_matches('[').trim_end_matches(']'), port));
+    let without_port =
+        text.rsplit_once(':').map(|(host, port)| (host.trim_start_matches('[').trim_end_matches(']'), port));
     if let Some((host, port)) = without_port
         && host.parse::<IpAddr>().is_ok()
         && !port.is_empty()
@@ -151,7 +159,10 @@ const V6_TEXT_MAX: usize = 45;
 
 fn munch_v6(text: &[u8]) -> Option<(IpAddr, usize)> {
     let mut end = 0;
-    while end < text.len() && end <= V6_TEXT_MAX && matches!(text[end], b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F' | b':' | b'.') {
+    while end < text.len()
+        && end <= V6_TEXT_MAX
+        && matches!(text[end], b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F' | b':' | b'.')
+    {
         end += 1;
     }
     let candidate = std::str::from_utf8(&text[..end]).ok()?;

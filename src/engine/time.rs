@@ -74,7 +74,11 @@ pub const SPAN_MAX: Span = Span::from_seconds(100 * 366 * 86_400);
 /// # Errors
 /// A sentence that says what would be right.
 pub fn parse_span(text: &str) -> Result<Span, String> {
-    let wrong = || format!("\"{text}\" is not a duration: write seconds (600) or a sum like \"90s\", \"10m\", \"1h30m\", \"1d\", \"1w\"");
+    let wrong = || {
+        format!(
+            "\"{text}\" is not a duration: write seconds (600) or a sum like \"90s\", \"10m\", \"1h30m\", \"1d\", \"1w\""
+        )
+    };
     let trimmed = text.trim();
     if trimmed.is_empty() {
         return Err(wrong());

@@ -101,7 +101,8 @@ impl Kernel {
     fn carry_out(&mut self, tasks: &[Task], failed: &mut Vec<(usize, Error)>, refusals: &mut u32) {
         let Err(void) = self.commit(tasks) else { return };
         *refusals += 1;
-        let fail = |tasks: &[Task], error: &Error| tasks.iter().map(|task| (task.op, error.clone())).collect::<Vec<_>>();
+        let fail =
+            |tasks: &[Task], error: &Error| tasks.iter().map(|task| (task.op, error.clone())).collect::<Vec<_>>();
         if !void.gone.is_empty() {
             let (gone, rest): (Vec<Task>, Vec<Task>) = tasks.iter().partition(|task| void.gone.contains(&task.set));
             failed.extend(fail(&gone, &Error::Gone(self.model.table.clone())));
@@ -133,10 +134,11 @@ impl Kernel {
         for tasks in tasks.chunk_by(|a, b| a.set == b.set) {
             let Some(set) = tasks.first().map(|task| task.set) else { continue };
             if !model.sets[set].stands {
-                rules::put_ban_set(b, &model.table, &model.sets[set], self.counters);
+                rules::put_ban_set(b, &model.table, &model.sets[set]);
                 rules::put_rule(b, &model.table, &model.lookup_rule(set));
             }
-            let last = tasks.chunks(ELEMENTS_PER_MESSAGE).map(|tasks| put_tasks(b, model, set, tasks)).last();
+            let last =
+                tasks.chunks(ELEMENTS_PER_MESSAGE).map(|tasks| put_tasks(b, model, set, tasks, self.destroys)).last();
             last_message.push((last.unwrap_or_default(), set));
         }
         let refusals = self.link.commit(b).map_err(|errno| Void { errno, gone: Vec::new() })?;
@@ -151,7 +153,9 @@ impl Kernel {
         let gone = refusals
             .iter()
             .filter(|refusal| matches!(refusal.errno, Errno::NOENT | Errno::EXIST))
-            .filter_map(|refusal| last_message.iter().find(|(last, _)| refusal.seq.wrapping_sub(*last).cast_signed() <= 0))
+            .filter_map(|refusal| {
+                last_message.iter().find(|(last, _)| refusal.seq.wrapping_sub(*last).cast_signed() <= 0)
+            })
             .map(|(_, set)| *set)
             .collect();
         Err(Void { errno: first.errno, gone })
@@ -245,20 +249,25 @@ impl Kernel {
     }
 }
 
-/// Add, delete, add again: to add what exists changes its timeout on no kernel before 6.12, and to delete what does not
-/// exist makes the whole transaction void on every kernel. So the first add makes the delete legal and the delete makes
-/// the second add count. Packets see the state before or the state after, never the middle.
-fn put_tasks(b: &mut Batch, model: &super::model::Model, set: usize, tasks: &[Task]) -> u32 {
+/// Destroy and add; before 6.3 add, delete and add.
+///
+/// To add what exists changes its timeout on no kernel before 6.12, so the old element has to go first; to delete what
+/// does not exist makes the whole transaction void, so where `destroy` is unknown an add makes the delete legal. Packets
+/// see the state before or the state after, never the middle.
+fn put_tasks(b: &mut Batch, model: &super::model::Model, set: usize, tasks: &[Task], destroys: bool) -> u32 {
     let (table, set) = (&model.table, &model.sets[set]);
     let bytes = set.family.bytes();
     let put_key = |b: &mut Batch, task: &Task| rules::put_key(b, &task.key[..bytes]);
-    rules::put_elements(b, kind::NEWSETELEM, table, &set.name, tasks, put_key);
-    let last = rules::put_elements(b, kind::DELSETELEM, table, &set.name, tasks, put_key);
+    let last = if destroys {
+        rules::put_elements(b, kind::DESTROYSETELEM, table, &set.name, tasks, put_key)
+    } else {
+        rules::put_elements(b, kind::NEWSETELEM, table, &set.name, tasks, put_key);
+        rules::put_elements(b, kind::DELSETELEM, table, &set.name, tasks, put_key)
+    };
     if tasks.iter().all(|task| task.ban.is_none()) {
         return last;
     }
-    let bans: Vec<(&[u8], u64)> =
-        tasks.iter().filter_map(|task| Some((&task.key[..bytes], task.ban?))).collect();
+    let bans: Vec<(&[u8], u64)> = tasks.iter().filter_map(|task| Some((&task.key[..bytes], task.ban?))).collect();
     rules::put_elements(b, kind::NEWSETELEM, table, &set.name, &bans, |b, (key, timeout)| {
         rules::put_key(b, key);
         if *timeout != 0 {

@@ -131,7 +131,9 @@ pub enum Error {
     )]
     Permission,
     /// The kernel lacks something we need.
-    #[error("the kernel has no {0}: load it (modprobe nf_tables) or use a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET")]
+    #[error(
+        "the kernel has no {0}: load it (modprobe nf_tables) or use a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"
+    )]
     Unsupported(&'static str),
     /// Our table, a set or a chain was deleted by somebody else: install again.
     #[error("the table \"{0}\" or a part of it is gone from the kernel; it must be installed again")]
@@ -173,7 +175,10 @@ impl Layout {
             let Ports::Some(ranges) = &scope.ports else { continue };
             if let Some(range) = ranges.iter().find(|range| range.first > range.last) {
                 let PortRange { first, last, .. } = range;
-                return Err(Error::Layout(format!("the scope \"{}\" has a range {first}-{last} of no ports", scope.name)));
+                return Err(Error::Layout(format!(
+                    "the scope \"{}\" has a range {first}-{last} of no ports",
+                    scope.name
+                )));
             }
         }
         Ok(())

@@ -57,15 +57,10 @@ pub(super) struct BanSet {
     pub scope: usize,
     pub family: Family,
     pub length: u8,
+    /// True if its elements count packets.
+    pub counted: bool,
     /// True once the kernel has it and its rule.
     pub stands: bool,
-}
-
-impl BanSet {
-    /// True if only a part of the address is looked up.
-    pub fn is_masked(&self) -> bool {
-        self.length < self.family.bits()
-    }
 }
 
 /// An inclusive range of addresses, as numbers.
@@ -125,6 +120,8 @@ pub(super) struct Model {
     pub allow6: Vec<Range>,
     /// Invariant: a set never leaves or changes its place while the model lives.
     pub sets: Vec<BanSet>,
+    /// True if sets that are made from now on count packets.
+    pub counters: bool,
     scopes: Vec<ScopePlan>,
     scope_at: HashMap<String, usize>,
     set_at: HashMap<(usize, Family, u8), usize>,
@@ -132,11 +129,12 @@ pub(super) struct Model {
 
 impl Model {
     /// The sets every layout has: single addresses and IPv6 /64 for each scope.
-    pub fn new(layout: &Layout) -> Self {
+    pub fn new(layout: &Layout, counters: bool) -> Self {
         let mut model = Self {
             table: layout.table.clone(),
             allow4: merged(&layout.allow, Family::V4),
             allow6: merged(&layout.allow, Family::V6),
+            counters,
             ..Self::default()
         };
         for scope in &layout.scopes {
@@ -176,7 +174,8 @@ impl Model {
             return at;
         }
         let name = set_name(&self.scopes[scope].stem, family, length);
-        self.sets.push(BanSet { name, scope, family, length, stands: false });
+        let counted = self.counters;
+        self.sets.push(BanSet { name, scope, family, length, counted, stands: false });
         self.set_at.insert((scope, family, length), self.sets.len() - 1);
         self.sets.len() - 1
     }
@@ -185,7 +184,7 @@ impl Model {
     pub fn set_named(&self, name: &str) -> Option<BanSet> {
         let (stem, family, length) = read_set_name(name)?;
         let scope = self.scopes.iter().position(|scope| scope.stem == stem)?;
-        Some(BanSet { name: name.to_owned(), scope, family, length, stands: false })
+        Some(BanSet { name: name.to_owned(), scope, family, length, counted: self.counters, stands: false })
     }
 
     /// The names of all chains; the base chain comes last because its rules jump to the others.

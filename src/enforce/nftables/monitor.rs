@@ -54,6 +54,7 @@ impl Monitor {
     }
 
     /// The next change, `None` if there is none yet; never blocks (wait until the descriptor can be read).
+    #[allow(clippy::should_implement_trait, reason = "None means not yet, an iterator would be over")]
     pub fn next(&mut self) -> Option<Change> {
         loop {
             match recv(&self.socket, &mut self.inbox[..], RecvFlags::DONTWAIT) {

@@ -51,11 +51,11 @@ fn nfproto(family: Family) -> u8 {
 }
 
 /// The set of one scope and length; the counter makes the kernel give each new element one of its own.
-pub(super) fn put_ban_set(b: &mut Batch, table: &str, set: &BanSet, counters: bool) -> u32 {
+pub(super) fn put_ban_set(b: &mut Batch, table: &str, set: &BanSet) -> u32 {
     b.message(kind::NEWSET, CREATE, |b| {
         put_set_head(b, table, &set.name, SET_TIMEOUT, set.family);
-        if counters {
-            b.nest(17, |b| put_counter(b));
+        if set.counted {
+            b.nest(17, put_counter);
         }
     })
 }

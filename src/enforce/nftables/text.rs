@@ -8,10 +8,14 @@ use super::{Layout, PortRange, Protocol};
 
 /// The rule set of a layout in the nft language, as `nft -y list table` prints it after an install, sets without elements.
 pub fn describe(layout: &Layout) -> String {
-    let model = Model::new(layout);
+    text_of(&Model::new(layout, false))
+}
+
+/// The same for a model, with its counters and all its prefix lengths.
+pub(super) fn text_of(model: &Model) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
-    let _ = write_table(&mut text, &model);
+    let _ = write_table(&mut text, model);
     text
 }
 
@@ -21,7 +25,8 @@ fn write_table(out: &mut String, model: &Model) -> std::fmt::Result {
         write_set(out, allow_set_name(family), family, &["flags interval"])?;
     }
     for set in &model.sets {
-        write_set(out, &set.name, set.family, &["flags timeout"])?;
+        let lines = ["flags timeout", "counter"];
+        write_set(out, &set.name, set.family, if set.counted { &lines } else { &lines[..1] })?;
     }
     let rules = model.rules();
     let chains = model.chains();

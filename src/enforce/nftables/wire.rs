@@ -21,6 +21,7 @@ pub(super) mod kind {
     pub const DELSETELEM: u8 = 14;
     pub const NEWGEN: u8 = 15;
     pub const GETGEN: u8 = 16;
+    pub const DESTROYSETELEM: u8 = 30;
 }
 
 /// The netfilter subsystem number of nf_tables.
