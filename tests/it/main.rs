@@ -4,3 +4,4 @@
 
 mod netns;
 mod nftables;
+mod packets;

@@ -16,6 +16,10 @@ const INSTALLS_MAX: u32 = 10;
 const COUNTING_CPUS_MAX: usize = 16;
 /// `NFT_SET_ANONYMOUS`: belongs to a rule and goes with it.
 const SET_ANONYMOUS: u32 = 1;
+/// How many elements a set has, those included that ended but were not collected yet.
+pub(super) const SET_COUNT: u16 = 20;
+/// `NFT_TABLE_F_DORMANT`.
+const TABLE_DORMANT: u32 = 1;
 
 /// The kernel's packet filter, seen through one long-lived socket; not to be shared between threads.
 #[derive(Debug)]
@@ -27,8 +31,7 @@ pub struct Kernel {
     counters: bool,
     /// True if the kernel knows `destroy element` (6.3): delete without complaint.
     pub(super) destroys: bool,
-    /// Every rule of our table as the kernel numbered it when we last changed rules: a rule replaced by another one has
-    /// another number.
+    /// Every rule of our table as the kernel listed it when we last changed rules.
     rules_seen: Vec<RuleSeen>,
 }
 
@@ -36,6 +39,8 @@ pub struct Kernel {
 struct RuleSeen {
     chain: String,
     handle: u64,
+    /// A rule that is replaced keeps its number.
+    expressions: Vec<u8>,
 }
 
 /// What the kernel says about a set.
@@ -133,16 +138,13 @@ impl Kernel {
         let mut model = Model::new(layout, self.counters);
         // The kernel refuses the transaction if anything changed after this number was read.
         let generation = self.generation()?;
-        let exists = self.table_flags(&model.table)?.is_some();
+        let flags = self.table_flags(&model.table)?;
+        let exists = flags.is_some();
         let (sets, chains) = if exists { self.seen(&model.table)? } else { Default::default() };
         let doomed = adopt(&mut model, &sets);
         let b = &mut self.batch;
         b.begin(Some(generation));
-        b.message(kind::NEWTABLE, CREATE, |b| {
-            b.text(1, &model.table);
-            // Wakes a dormant table.
-            b.u32(2, 0);
-        });
+        b.message(kind::NEWTABLE, CREATE, |b| b.text(1, &model.table));
         if exists {
             b.message(kind::DELRULE, 0, |b| b.text(1, &model.table));
             for name in doomed {
@@ -174,7 +176,22 @@ impl Kernel {
         }
         model.sets.iter_mut().for_each(|set| set.stands = true);
         self.model = model;
+        if flags.is_some_and(|flags| flags & TABLE_DORMANT != 0) {
+            self.wake()?;
+        }
         self.remember_rules()
+    }
+
+    /// Puts the rules of a table into force that somebody made dormant; a transaction that also makes a base chain may not.
+    fn wake(&mut self) -> Result<(), Error> {
+        let b = &mut self.batch;
+        b.begin(None);
+        b.message(kind::NEWTABLE, CREATE, |b| {
+            b.text(1, &self.model.table);
+            b.u32(2, 0);
+        });
+        let refusals = self.link.commit(b).map_err(|errno| cannot_ask("waking the table", errno))?;
+        refusals.first().map_or(Ok(()), |refusal| Err(cannot_ask("waking the table", refusal.errno)))
     }
 
     fn why_refused(&mut self, table: &str, refusal: Refusal, first_rule: Option<u32>) -> Error {
@@ -236,7 +253,8 @@ impl Kernel {
             let attributes = message.attributes();
             if attributes.text(1) == table {
                 let handle = attributes.u64(3).unwrap_or_default();
-                rules.push(RuleSeen { chain: attributes.text(2).to_owned(), handle });
+                let expressions = attributes.value(4).unwrap_or_default().to_vec();
+                rules.push(RuleSeen { chain: attributes.text(2).to_owned(), handle, expressions });
             }
         });
         answered.map_err(|errno| cannot_ask("listing rules", errno))?;
@@ -352,7 +370,7 @@ impl SetSeen {
             key_type: attributes.u32(4).unwrap_or_default(),
             has_counter: attributes.within(17).text(1) == "counter",
             is_limited: size != 0 || attributes.u64(11).unwrap_or_default() != 0,
-            elements: attributes.u32(20),
+            elements: attributes.u32(SET_COUNT),
         }
     }
 

@@ -47,7 +47,7 @@ pub struct Scope {
 pub enum Action {
     /// No answer at all.
     Drop,
-    /// TCP gets a reset, everything else an ICMP `port unreachable`.
+    /// TCP gets a reset, everything else an ICMP `port unreachable` (echo requests: `administratively prohibited`).
     Reject,
 }
 

@@ -92,6 +92,7 @@ pub(super) enum Verdict {
     Jump(String),
     TcpReset,
     PortUnreachable,
+    Prohibited,
 }
 
 /// A rule: one match, one verdict.
@@ -222,22 +223,20 @@ impl Model {
 
 fn scope_rules(scope: &ScopePlan) -> Vec<Rule> {
     let rule = |on, verdict| Rule { chain: chain_name(&scope.stem), on, verdict };
-    let verdict = |is_tcp| match (scope.action, is_tcp) {
-        (Action::Drop, _) => Verdict::Drop,
-        (Action::Reject, true) => Verdict::TcpReset,
-        (Action::Reject, false) => Verdict::PortUnreachable,
-    };
+    let verdict = |rejection| if scope.action == Action::Drop { Verdict::Drop } else { rejection };
     match &scope.ports {
         Ports::All if scope.action == Action::Drop => vec![rule(Match::Anything, Verdict::Drop)],
         Ports::All => vec![rule(Match::Tcp, Verdict::TcpReset), rule(Match::Anything, Verdict::PortUnreachable)],
         Ports::Some(ranges) => ranges
             .iter()
             .flat_map(|range| match range.protocol {
-                Protocol::Icmp => {
-                    [Family::V4, Family::V6].map(|family| rule(Match::Echo(family), verdict(false))).to_vec()
+                Protocol::Icmp => [Family::V4, Family::V6]
+                    .map(|family| rule(Match::Echo(family), verdict(Verdict::Prohibited)))
+                    .to_vec(),
+                Protocol::Tcp => vec![rule(Match::Port(*range), verdict(Verdict::TcpReset))],
+                Protocol::Udp | Protocol::Sctp | Protocol::Dccp => {
+                    vec![rule(Match::Port(*range), verdict(Verdict::PortUnreachable))]
                 }
-                Protocol::Tcp => vec![rule(Match::Port(*range), verdict(true))],
-                Protocol::Udp | Protocol::Sctp | Protocol::Dccp => vec![rule(Match::Port(*range), verdict(false))],
             })
             .collect(),
     }

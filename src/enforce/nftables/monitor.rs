@@ -29,9 +29,9 @@ pub struct Monitor {
 pub struct Change {
     /// The number of the state it led to; 0 if notices were lost.
     pub generation: u32,
-    /// The process that made it; 0 if notices were lost.
+    /// The thread that made it (its number is the process's in a process of one thread); 0 if notices were lost.
     pub pid: u32,
-    /// The name of that process.
+    /// The name of that thread, as `ps -T` shows it.
     pub name: String,
     /// The netlink port it came through; compare with [`super::Kernel::port_id`].
     pub port_id: u32,

@@ -236,9 +236,10 @@ fn put_verdict(b: &mut Batch, verdict: &Verdict) {
         Verdict::Drop => immediate(b, 0, None),
         Verdict::Accept => immediate(b, 1, None),
         Verdict::Jump(chain) => immediate(b, -3, Some(chain)),
-        // NFT_REJECT_TCP_RST; NFT_REJECT_ICMPX_UNREACH with NFT_REJECT_ICMPX_PORT_UNREACH
+        // NFT_REJECT_TCP_RST; NFT_REJECT_ICMPX_UNREACH with NFT_REJECT_ICMPX_PORT_UNREACH or _ADMIN_PROHIBITED
         Verdict::TcpReset => reject(b, 1, 0),
         Verdict::PortUnreachable => reject(b, 2, 1),
+        Verdict::Prohibited => reject(b, 2, 3),
     }
 }
 

@@ -61,6 +61,7 @@ fn rule_text(rule: &Rule) -> String {
         Verdict::TcpReset => "reject with tcp reset".to_owned(),
         // What nft prints for its default, icmpx port-unreachable.
         Verdict::PortUnreachable => "reject".to_owned(),
+        Verdict::Prohibited => "reject with icmpx admin-prohibited".to_owned(),
     };
     if on.is_empty() { verdict } else { format!("{on} {verdict}") }
 }
@@ -131,8 +132,8 @@ mod tests {
         let expect = " {
 		tcp dport 5061 reject with tcp reset
 		udp dport 5060-5061 reject
-		icmp type echo-request reject
-		icmpv6 type echo-request reject
+		icmp type echo-request reject with icmpx admin-prohibited
+		icmpv6 type echo-request reject with icmpx admin-prohibited
 	}
 
 	chain prerouting {

@@ -278,7 +278,7 @@ mod tests {
         assert_eq!(attributes.text(1), "band");
         assert_eq!(attributes.within(2).u32(3), Some(0x0102_0304));
         assert_eq!(attributes.within(2).u64(4), Some(5));
-        assert_eq!(attributes.within(2).find(5), Some(&b"xyz"[..]));
+        assert_eq!(attributes.within(2).value(5), Some(&b"xyz"[..]));
         assert_eq!(attributes.value(9), None);
     }
 
