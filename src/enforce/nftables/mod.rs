@@ -147,7 +147,7 @@ pub enum Error {
     /// The op names a scope that the installed layout does not have.
     #[error("no scope \"{0}\" is installed in the kernel")]
     UnknownScope(String),
-    /// The kernel did not answer within [`socket::ANSWER_WITHIN`].
+    /// The kernel did not answer within 10 seconds.
     #[error("the kernel did not answer while {0}")]
     Silent(&'static str),
     /// Any other refusal.
