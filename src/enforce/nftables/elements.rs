@@ -6,9 +6,10 @@ use hashbrown::HashSet;
 use ipnet::IpNet;
 use rustix::io::Errno;
 
-use super::kernel::{Kernel, SET_COUNT, cannot_ask};
+use super::kernel::{Kernel, cannot_ask};
 use super::model::{Family, Model};
 use super::rules::{self, ELEMENTS_PER_MESSAGE};
+use super::seen::SET_COUNT;
 use super::wire::{Attributes, Batch, DUMP, attributes, kind};
 use super::{Error, Held, Op};
 use crate::engine::time::{SPAN_MAX, Span};

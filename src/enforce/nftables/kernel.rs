@@ -2,10 +2,11 @@
 
 use rustix::io::Errno;
 
-use super::model::{BASE_CHAIN, BASE_PRIORITY, BanSet, Family, Model, allow_set_name};
-use super::rules::{self, SET_INTERVAL, SET_TIMEOUT};
+use super::model::{BASE_CHAIN, BanSet, Family, Model};
+use super::rules;
+use super::seen::{ChainSeen, RuleSeen, SetSeen};
 use super::socket::{Link, Refusal};
-use super::wire::{Attributes, Batch, CREATE, DUMP, kind};
+use super::wire::{Batch, CREATE, kind};
 use super::{Error, Layout};
 
 /// How often an install starts anew because somebody else changed any rules between its reading and its writing; then it
@@ -17,8 +18,6 @@ const RESTARTS_MAX: u32 = 3;
 const COUNTING_CPUS_MAX: usize = 16;
 /// `NFT_SET_ANONYMOUS`: belongs to a rule and goes with it.
 const SET_ANONYMOUS: u32 = 1;
-/// How many elements a set has, those included that ended but were not collected yet.
-pub(super) const SET_COUNT: u16 = 20;
 /// `NFT_TABLE_F_DORMANT`.
 const TABLE_DORMANT: u32 = 1;
 
@@ -34,35 +33,6 @@ pub struct Kernel {
     pub(super) destroys: bool,
     /// Every rule of our table as the kernel listed it when we last changed rules.
     rules_seen: Vec<RuleSeen>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct RuleSeen {
-    chain: String,
-    handle: u64,
-    /// A rule that is replaced keeps its number.
-    expressions: Vec<u8>,
-}
-
-/// What the kernel says about a set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct SetSeen {
-    name: String,
-    flags: u32,
-    key_type: u32,
-    has_counter: bool,
-    /// A limit on the number of elements, or a timeout for all elements; ours have neither.
-    is_limited: bool,
-    /// Only kernels from about 6.18 on tell.
-    elements: Option<u32>,
-}
-
-/// What the kernel says about a chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct ChainSeen {
-    name: String,
-    /// Hook, priority, policy and type of a base chain.
-    hook: Option<(u32, i32, u32, String)>,
 }
 
 impl Kernel {
@@ -249,52 +219,6 @@ impl Kernel {
         Ok(())
     }
 
-    fn list_rules(&mut self) -> Result<Vec<RuleSeen>, Error> {
-        let (table, mut rules) = (&self.model.table, Vec::new());
-        self.batch.question(kind::GETRULE, DUMP, |b| b.text(1, table));
-        let answered = self.link.ask(&self.batch, |message| {
-            let attributes = message.attributes();
-            if attributes.text(1) == table {
-                let handle = attributes.u64(3).unwrap_or_default();
-                let expressions = attributes.value(4).unwrap_or_default().to_vec();
-                rules.push(RuleSeen { chain: attributes.text(2).to_owned(), handle, expressions });
-            }
-        });
-        answered.map_err(|errno| cannot_ask("listing rules", errno))?;
-        Ok(rules)
-    }
-
-    /// The sets and the chains of a table.
-    fn seen(&mut self, table: &str) -> Result<(Vec<SetSeen>, Vec<ChainSeen>), Error> {
-        let (mut sets, mut chains) = (Vec::new(), Vec::new());
-        self.batch.question(kind::GETSET, DUMP, |b| b.text(1, table));
-        let answered = self.link.ask(&self.batch, |message| {
-            if message.attributes().text(1) == table {
-                sets.push(SetSeen::read(&message.attributes()));
-            }
-        });
-        answered.map_err(|errno| cannot_ask("listing sets", errno))?;
-        self.batch.question(kind::GETCHAIN, DUMP, |b| b.text(1, table));
-        let answered = self.link.ask(&self.batch, |message| {
-            if message.attributes().text(1) == table {
-                chains.push(ChainSeen::read(&message.attributes()));
-            }
-        });
-        answered.map_err(|errno| cannot_ask("listing chains", errno))?;
-        Ok((sets, chains))
-    }
-
-    /// The flags of a table, `None` if there is no such table.
-    fn table_flags(&mut self, table: &str) -> Result<Option<u32>, Error> {
-        let mut flags = None;
-        self.batch.question(kind::GETTABLE, 0, |b| b.text(1, table));
-        match self.link.ask(&self.batch, |message| flags = message.attributes().u32(2)) {
-            Ok(_) => Ok(flags),
-            Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(cannot_ask("looking for the table", errno)),
-        }
-    }
-
     /// The number the kernel gives to the present state of all rules.
     pub(super) fn generation(&mut self) -> Result<u32, Error> {
         let mut generation = 0;
@@ -379,56 +303,5 @@ pub(super) fn cannot_ask(doing: &'static str, errno: Errno) -> Error {
         Errno::PERM => Error::Permission,
         Errno::AGAIN => Error::Silent(doing),
         errno => Error::Kernel { doing, errno },
-    }
-}
-
-impl SetSeen {
-    fn read(attributes: &Attributes<'_>) -> Self {
-        let size = attributes.within(9).u32(1).unwrap_or_default();
-        Self {
-            name: attributes.text(2).to_owned(),
-            flags: attributes.u32(3).unwrap_or_default(),
-            key_type: attributes.u32(4).unwrap_or_default(),
-            has_counter: attributes.within(17).text(1) == "counter",
-            is_limited: size != 0 || attributes.u64(11).unwrap_or_default() != 0,
-            elements: attributes.u32(SET_COUNT),
-        }
-    }
-
-    /// With or without a counter: that is no reason to lose its elements.
-    fn is_ban_set(&self, set: &BanSet) -> bool {
-        self.name == set.name
-            && self.flags == SET_TIMEOUT
-            && self.key_type == rules::key_type(set.family)
-            && !self.is_limited
-    }
-
-    fn is_allow_set(&self, family: Family) -> bool {
-        self.name == allow_set_name(family)
-            && self.flags == SET_INTERVAL
-            && self.key_type == rules::key_type(family)
-            && !self.is_limited
-    }
-}
-
-impl ChainSeen {
-    fn read(attributes: &Attributes<'_>) -> Self {
-        let hook = attributes.value(4).map(|_| {
-            let hook = attributes.within(4);
-            let priority = hook.u32(2).unwrap_or_default().cast_signed();
-            let policy = attributes.u32(5).unwrap_or_default();
-            (hook.u32(1).unwrap_or_default(), priority, policy, attributes.text(7).to_owned())
-        });
-        Self { name: attributes.text(3).to_owned(), hook }
-    }
-
-    /// True if a chain of this name should be as it is.
-    fn is_right(&self) -> bool {
-        match &self.hook {
-            Some((hook, priority, policy, kind)) => {
-                self.name == BASE_CHAIN && (*hook, *priority, *policy) == (0, BASE_PRIORITY, 1) && kind == "filter"
-            }
-            None => self.name != BASE_CHAIN,
-        }
     }
 }

@@ -7,6 +7,7 @@ mod kernel;
 mod model;
 mod monitor;
 mod rules;
+mod seen;
 mod socket;
 mod text;
 mod wire;

@@ -4,7 +4,8 @@
 //! CIDR has some length, so no interval set is needed. In an interval set each commit costs time in proportion to its
 //! size (3.8 ms at 100,000 elements, 95 ms at a million; a hash set 2.4 us at any size), and overlapping bans would have
 //! to be resolved by us; in hash sets a /24 and an address in it are two elements that come and go on their own.
-//! The price: a packet that is not banned is looked up once for each scope and length in use, about 30 ns each.
+//! The price: a packet that is not banned is looked up once for each scope and length in use, about 100 ns each (28 more
+//! lengths: 3 us more for each IPv4 packet; 50 scopes: 7 us). So let jails that are enforced alike share a scope.
 
 use std::net::IpAddr;
 
