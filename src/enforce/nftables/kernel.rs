@@ -68,6 +68,13 @@ impl Kernel {
         }
     }
 
+    /// The same without counters: a third less time for each ban, less memory, and nobody learns what a ban stopped.
+    #[must_use]
+    pub fn uncounted(mut self) -> Self {
+        self.counters = false;
+        self
+    }
+
     /// True if bans made from now on count the packets they stop; if not, [`super::Held::packets`] stays 0.
     pub fn counts(&self) -> bool {
         self.counters
