@@ -2,10 +2,20 @@
 //!
 //! The modules in reading order; each one's first line says what comes in and what goes out.
 
-pub mod cli;
-pub mod config;
-pub mod control;
-pub mod enforce;
 pub mod engine;
+
 pub mod logs;
+
+pub mod enforce;
+
+pub mod store;
+
+pub mod control;
+
+pub mod config;
+
 pub mod replay;
+
+pub mod cli;
+
+pub mod daemon;
