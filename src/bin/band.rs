@@ -1,2 +1,5 @@
-//! The daemon.
-fn main() {}
+//! The daemon; everything it does is in the library.
+
+fn main() -> std::process::ExitCode {
+    band::daemon::run()
+}

@@ -245,7 +245,7 @@ fn write_event(event: &Event<'_>, out: &mut dyn Write) -> std::io::Result<()> {
             match failure.fate {
                 Fate::Allowed => value["allowed"] = json!(true),
                 Fate::AlreadyBanned => value["banned_already"] = json!(true),
-                Fate::Counted | Fate::Banned => {}
+                Fate::Counted | Fate::Banned | Fate::Forgiven => {}
             }
             value
         }

@@ -63,6 +63,8 @@ pub enum Fate {
     Allowed,
     /// The address is banned in this jail already.
     AlreadyBanned,
+    /// It was answered already: before a ban that a restart remembers, or before somebody let the address in again.
+    Forgiven,
 }
 
 /// Lines that were not counted, and why.
@@ -94,6 +96,8 @@ pub struct Engine {
     tally: Tally,
     ledger: Ledger,
     late: Vec<(JailId, Counted)>,
+    forgiven: HashMap<(JailId, IpNet), Timestamp>,
+    recidive: Option<JailId>,
 }
 
 impl Engine {
@@ -107,6 +111,8 @@ impl Engine {
             tally: Tally::new(capacity),
             ledger: Ledger::default(),
             late: Vec::new(),
+            forgiven: HashMap::new(),
+            recidive: None,
         }
     }
 
@@ -279,6 +285,9 @@ impl Engine {
         if self.ledger.get(id, &net).is_some() {
             return Fate::AlreadyBanned;
         }
+        if !self.forgiven.is_empty() && self.forgiven.get(&(id, net)).is_some_and(|up_to| counted.at <= *up_to) {
+            return Fate::Forgiven;
+        }
         let policy = &jail.policy;
         let Some(failures) = self.tally.hit(id, net, counted.at, policy.maxretry, policy.findtime) else {
             return Fate::Counted;
@@ -287,6 +296,12 @@ impl Engine {
         let until = ban_span(policy.bantime, policy.growth, count).map(|span| now + span);
         let ban = Ban { jail: id, net, since: now, until, failures, count, origin: Origin::Log, reason: String::new() };
         self.ledger.ban(ban, false);
+        // Who is banned again and again is a failure of the jail that counts bans.
+        if let Some(recidive) = self.recidive
+            && recidive != id
+        {
+            self.count(recidive, &Counted { at: now, ..*counted }, now);
+        }
         Fate::Banned
     }
 
@@ -312,6 +327,38 @@ impl Engine {
         let count = 1 + self.ledger.times_before(ban.jail, &ban.net, ban.since, None);
         self.ledger.ban(Ban { count, ..ban }, replace);
         Ok(())
+    }
+
+    /// Failures of a network up to a moment do not count any more: they led to a ban, or somebody let it in again.
+    pub fn forgive(&mut self, jail: JailId, net: IpNet, up_to: Timestamp) {
+        let known = self.forgiven.entry((jail, net)).or_insert(up_to);
+        *known = up_to.max(*known);
+    }
+
+    /// Forgiveness that no window reaches back to is forgotten.
+    pub fn prune_forgiven(&mut self, now: Timestamp) {
+        let jails = &self.jails;
+        self.forgiven.retain(|(id, _), up_to| jails.get(id).is_some_and(|jail| *up_to + jail.policy.findtime >= now));
+    }
+
+    /// What is forgiven: jail, network, up to when.
+    pub fn forgiven(&self) -> impl Iterator<Item = (JailId, IpNet, Timestamp)> {
+        self.forgiven.iter().map(|((jail, net), up_to)| (*jail, *net, *up_to))
+    }
+
+    /// Bans that are over but still matter at `at`: for longer bans later, or because a window reaches back to them.
+    pub fn past_bans(&self, at: Timestamp) -> Vec<Ban> {
+        self.ledger.past(|jail, end| {
+            let Some(jail) = self.jails.get(&jail) else { return false };
+            let matters =
+                jail.policy.growth.map_or(jail.policy.findtime, |growth| growth.forget.max(jail.policy.findtime));
+            end + matters >= at
+        })
+    }
+
+    /// The jail that counts bans instead of lines; `None` = there is none.
+    pub fn set_recidive(&mut self, jail: Option<JailId>) {
+        self.recidive = jail;
     }
 
     /// Takes back a ban an earlier run saved, unless it is allowed by now.
@@ -357,6 +404,11 @@ impl Engine {
             .map(|ban| (ban.jail, ban.net))
             .collect();
         self.lift(wanted)
+    }
+
+    /// How often a network was banned in a jail before.
+    pub fn times_banned(&self, jail: JailId, net: &IpNet, now: Timestamp) -> u32 {
+        self.ledger.times_before(jail, net, now, None)
     }
 
     fn lift(&mut self, mut wanted: Vec<(JailId, IpNet)>) -> Vec<Ban> {

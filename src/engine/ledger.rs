@@ -39,6 +39,7 @@ pub fn ban_span(bantime: Option<Span>, growth: Option<Growth>, count: u32) -> Op
 #[derive(Clone, Copy, Debug)]
 struct Past {
     count: u32,
+    since: Timestamp,
     last_end: Timestamp,
 }
 
@@ -89,6 +90,17 @@ impl Ledger {
         }
     }
 
+    /// Bans that are over, as far as `counts` wants them by jail and end.
+    pub fn past(&self, counts: impl Fn(JailId, Timestamp) -> bool) -> Vec<Ban> {
+        let over =
+            self.history.iter().filter(|(key, past)| !self.bans.contains_key(*key) && counts(key.1, past.last_end));
+        over.map(|((net, jail), past)| Ban {
+            count: past.count,
+            ..plain_ban(*jail, *net, past.since, Some(past.last_end))
+        })
+        .collect()
+    }
+
     /// Puts a ban in. One that stands already gets the later end (or, `replace`, the new one).
     pub fn ban(&mut self, ban: Ban, replace: bool) {
         let key = (ban.net, ban.jail);
@@ -131,7 +143,7 @@ impl Ledger {
 
     fn remember(&mut self, ban: &Ban) {
         let key = (ban.net, ban.jail);
-        let past = Past { count: ban.count, last_end: ban.until.unwrap_or(Timestamp(i64::MAX / 2)) };
+        let past = Past { count: ban.count, since: ban.since, last_end: ban.until.unwrap_or(Timestamp(i64::MAX / 2)) };
         if self.history.insert(key, past).is_none() {
             self.history_order.push_back(key);
             if self.history_order.len() > HISTORY_MAX

@@ -113,14 +113,22 @@ impl Store {
             .map_err(|_| Error::Taken(directory.to_owned()))?;
         let path = directory.join(FILE);
         let mut found = Found::default();
+        let mut torn = false;
         match fs::read(&path) {
-            Ok(bytes) => found.read(&bytes, &path),
+            Ok(bytes) => {
+                torn = bytes.last().is_some_and(|last| *last != b'\n');
+                found.read(&bytes, &path);
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(refused(&path, error)),
         }
         let file = OpenOptions::new().create(true).append(true).open(&path).map_err(|error| refused(&path, error))?;
         let mut store = Self { path, file, length: 0, _lock: lock };
         store.length = store.file.metadata().map_err(|error| refused(&store.path, error))?.len();
+        if torn {
+            // What a crash cut off must not swallow the next record.
+            store.write(b"").map_err(|error| refused(&store.path, error))?;
+        }
         if store.length == 0 {
             store.write(HEADER.as_bytes()).map_err(|error| refused(&store.path, error))?;
         }
@@ -220,14 +228,18 @@ impl Found {
     fn set_aside(&mut self, path: &Path, why: &str) {
         let copy = aside(path);
         let moved = fs::rename(path, &copy).is_ok();
-        let place = if moved { format!("it was moved to {}", copy.display()) } else { "it could not be moved".to_owned() };
+        let place =
+            if moved { format!("it was moved to {}", copy.display()) } else { "it could not be moved".to_owned() };
         self.remarks.push(format!("{} {why}; {place}, and band starts without it", path.display()));
     }
 }
 
 /// A name beside the file that is not taken.
 fn aside(path: &Path) -> PathBuf {
-    (1u32..).map(|number| path.with_extension(format!("aside.{number}"))).find(|path| !path.exists()).unwrap_or_default()
+    (1u32..)
+        .map(|number| path.with_extension(format!("aside.{number}")))
+        .find(|path| !path.exists())
+        .unwrap_or_default()
 }
 
 fn line(record: &Record) -> Vec<u8> {

@@ -33,8 +33,7 @@ pub struct Begun {
 /// Reads how the lines of one log begin.
 #[derive(Clone, Debug)]
 pub struct PrefixReader {
-    /// The stamps; public to the room so that the time can be set.
-    pub(super) stamps: StampReader,
+    stamps: StampReader,
     /// Message put together from a JSON line.
     pub scratch: Vec<u8>,
     /// Lines are journal messages: `host tag[pid]: …` without a stamp.
@@ -58,6 +57,13 @@ impl PrefixReader {
     /// A reader that takes its stamps from `stamps`.
     pub fn new(stamps: StampReader) -> Self {
         Self { stamps, scratch: Vec::new(), undated: false, memo: Vec::new(), memo_at: Timestamp(0), memo_host: 0 }
+    }
+
+    /// Tells the reader the time; stamps without a year depend on it.
+    pub fn set_now(&mut self, now: Timestamp) {
+        if self.stamps.set_now(now) {
+            self.memo.clear();
+        }
     }
 
     /// Reads the beginning of `line` (without its newline); `None` = it does not begin like that.

@@ -60,16 +60,17 @@ impl StampReader {
         reader
     }
 
-    /// Tells the reader the time; stamps without a year depend on it.
-    pub fn set_now(&mut self, now: Timestamp) {
+    /// Tells the reader the time; stamps without a year depend on it. True if that may change what was read before.
+    pub fn set_now(&mut self, now: Timestamp) -> bool {
         if (now - self.now).0.abs() < 3_600_000 {
-            return;
+            return false;
         }
         self.now = now;
         let year = jiff::Timestamp::from_millisecond(now.0)
             .map_or(1970, |moment| i64::from(self.zone.to_datetime(moment).year()));
         self.now_year = year;
         self.memo_length = 0;
+        true
     }
 
     /// The moment written at the start of `text` and the bytes it takes (with its zone, without a blank behind).
