@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing: scripts/setup.sh build|check|run|test. Does nothing, and needs no root, if all is there.
+# build: Rust's linker; check: formatter and lints, too; run: what the demonstration needs; test: all of it and servers.
 # Debian 12 and 13, Ubuntu 22.04 and 24.04; elsewhere it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,11 +32,11 @@ missing_linker() {
 }
 
 needs_of() {
-    missing_linker
     case "$1" in
-    build | check) ;;
+    build | check) missing_linker ;;
     run) missing_packages nft=nftables ip=iproute2 ping=iputils-ping unshare=util-linux nsenter=util-linux ;;
     test)
+        needs_of build
         needs_of run
         missing_packages make=make redis-server=redis-server nginx=nginx sshd=openssh-server ssh=openssh-client \
             sshpass=sshpass ps=procps curl=curl
@@ -132,7 +133,7 @@ install_packages() {
 }
 
 purpose=${1:-run}
-check_rust
+[ "$purpose" = run ] || check_rust
 [ "$purpose" != check ] || check_rust_tools
 wanted=$(needs_of "$purpose" | sort -u)
 [ -z "$wanted" ] && exit 0
