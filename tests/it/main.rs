@@ -5,3 +5,4 @@
 mod netns;
 mod nftables;
 mod packets;
+mod tidy;
