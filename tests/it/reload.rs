@@ -115,11 +115,13 @@ fn a_network_allowed_by_a_reload_is_let_in() {
     private(|| {
         let house = House::new(SSHD);
         house.must(&format!("ban {ATTACKER} 203.0.113.5"));
+        house.must("allow add 192.0.2.0/24");
         house.configure(&format!("[allow]\nnetworks = [\"198.51.100.0/24\"]\n{SSHD}"));
         assert!(house.must("reload").out.contains("the allowlist is another"));
         assert_eq!(house.banned(), ["203.0.113.5"]);
         wait_until("the kernel lets it in", SOON, || (!kernel_bans(ATTACKER)).then_some(()));
         house.refused(&format!("ban {ATTACKER}"), 1, &["198.51.100.0/24 is on the allowlist"]);
+        house.refused("ban 192.0.2.1", 1, &["192.0.2.0/24 is on the allowlist"]);
     });
 }
 

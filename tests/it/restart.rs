@@ -123,6 +123,20 @@ fn lines_of_before_an_unban_do_not_ban_again() {
 }
 
 #[test]
+fn lines_that_led_to_a_ban_that_is_over_do_not_ban_again() {
+    private(|| {
+        let mut house = House::new(&format!("{SSHD}bantime = \"1s\"\n"));
+        house.fail(LOG, ATTACKER, 5);
+        house.wait_banned(ATTACKER);
+        wait_until("its time is up", SOON, || house.banned().is_empty().then_some(()));
+        house.restart();
+        house.wait_read("sshd", LOG);
+        assert_eq!(house.banned(), [""; 0], "{}", house.stderr());
+        assert_eq!(house.stderr().matches("] ban ").count(), 1, "{}", house.stderr());
+    });
+}
+
+#[test]
 fn failures_in_the_window_survive_a_restart() {
     private(|| {
         let mut house = House::new(SSHD);
