@@ -10,12 +10,15 @@ pub fn canonical(address: IpAddr) -> IpAddr {
 }
 
 /// The network of `address` that is counted and banned: itself for IPv4, its prefix of `ipv6_prefix` bits for IPv6.
+#[inline]
 pub fn counted_net(address: IpAddr, ipv6_prefix: u8) -> IpNet {
-    let length = match address {
-        IpAddr::V4(_) => 32,
-        IpAddr::V6(_) => ipv6_prefix.min(128),
-    };
-    net_of(address, length)
+    match address {
+        IpAddr::V6(six) if ipv6_prefix < 128 => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(ipv6_prefix)).unwrap_or(0);
+            net_of(IpAddr::V6(Ipv6Addr::from_bits(six.to_bits() & mask)), ipv6_prefix)
+        }
+        _ => IpNet::from(address),
+    }
 }
 
 /// `address/length` with its host bits cleared; a length that does not fit is cut to the family's.
@@ -154,32 +157,105 @@ pub fn munch_v4(text: &[u8]) -> Option<(Ipv4Addr, usize)> {
     Some((Ipv4Addr::from(address), at))
 }
 
-/// The longest text an IPv6 address has: 39 characters, 45 with a dotted quad at its end.
-const V6_TEXT_MAX: usize = 45;
-
-fn munch_v6(text: &[u8]) -> Option<(IpAddr, usize)> {
-    let mut end = 0;
-    while end < text.len()
-        && end <= V6_TEXT_MAX
-        && matches!(text[end], b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F' | b':' | b'.')
-    {
-        end += 1;
+/// Hexadecimal value of a byte; 255 for every other byte.
+const HEX: [u8; 256] = {
+    let mut table = [255u8; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = match byte as u8 {
+            digit @ b'0'..=b'9' => digit - b'0',
+            letter @ b'a'..=b'f' => letter - b'a' + 10,
+            letter @ b'A'..=b'F' => letter - b'A' + 10,
+            _ => 255,
+        };
+        byte += 1;
     }
-    let candidate = std::str::from_utf8(&text[..end]).ok()?;
-    let trimmed = candidate.trim_end_matches('.');
-    let address = match trimmed.parse::<Ipv6Addr>() {
-        Ok(address) => address,
-        // `2001:db8::1:` at the end of a sentence: one colon is punctuation, two are part of the address.
-        Err(_) => trimmed.strip_suffix(':')?.parse::<Ipv6Addr>().ok()?,
-    };
-    let mut length = if trimmed.parse::<Ipv6Addr>().is_ok() { trimmed.len() } else { trimmed.len() - 1 };
-    if text.get(length) == Some(&b'%') {
-        length += 1;
-        while text.get(length).is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')) {
-            length += 1;
+    table
+};
+
+/// RFC 4291, section 2.2: up to eight groups, one `::`, a dotted quad for the last two groups.
+fn munch_v6(text: &[u8]) -> Option<(IpAddr, usize)> {
+    let mut groups = [0u16; 8];
+    let (mut count, mut gap, mut at) = (0usize, None, 0usize);
+    if text.first() == Some(&b':') {
+        if text.get(1) != Some(&b':') {
+            return None;
+        }
+        gap = Some(0);
+        at = 2;
+    }
+    // `at` stands where a group may begin: at the start, behind a colon, or behind the gap.
+    while count < 8 {
+        let start = at;
+        let mut value = 0u32;
+        while at - start < 4
+            && let Some(digit) = text.get(at).map(|byte| HEX[usize::from(*byte)])
+            && digit < 16
+        {
+            value = value << 4 | u32::from(digit);
+            at += 1;
+        }
+        if at == start {
+            // A single colon at the end is punctuation, unless it belongs to the gap.
+            if gap == Some(count) || count == 0 {
+                break;
+            }
+            at -= 1;
+            break;
+        }
+        if text.get(at) == Some(&b'.') && count <= 6 {
+            if let Some((quad, length)) = munch_v4(&text[start..]) {
+                let bits = quad.to_bits();
+                groups[count] = (bits >> 16) as u16;
+                groups[count + 1] = (bits & 0xffff) as u16;
+                count += 2;
+                at = start + length;
+                break;
+            }
+        } else if text.get(at).is_some_and(|byte| HEX[usize::from(*byte)] < 16) {
+            return None;
+        }
+        groups[count] = value as u16;
+        count += 1;
+        if text.get(at) != Some(&b':') {
+            break;
+        }
+        if text.get(at + 1) == Some(&b':') {
+            if gap.is_some() {
+                break;
+            }
+            gap = Some(count);
+            at += 2;
+        } else if count < 8 {
+            at += 1;
         }
     }
-    Some((canonical(IpAddr::V6(address)), length))
+    match gap {
+        Some(gap) => {
+            if count > 7 {
+                return None;
+            }
+            let behind = count - gap;
+            groups.copy_within(gap..count, 8 - behind);
+            groups[gap..8 - behind].fill(0);
+        }
+        None if count != 8 => return None,
+        None => {}
+    }
+    let address = canonical(IpAddr::V6(Ipv6Addr::from(groups)));
+    Some((address, past_zone(text, at)))
+}
+
+/// `%eth0` behind an address belongs to it.
+fn past_zone(text: &[u8], at: usize) -> usize {
+    let mut end = at;
+    if text.get(end) == Some(&b'%') {
+        end += 1;
+        while text.get(end).is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')) {
+            end += 1;
+        }
+    }
+    end
 }
 
 fn munch_bracketed(text: &[u8]) -> Option<(IpAddr, usize)> {
@@ -219,6 +295,31 @@ mod tests {
         munches("example.org", None);
         munches("deadbeef", None);
         munches("", None);
+    }
+
+    #[test]
+    fn what_is_munched_is_what_the_standard_library_reads() {
+        let mut seed = 3u64;
+        let mut next = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % below
+        };
+        let pieces = ["0", "1", "a", "ffff", "2001", "db8", ":", ":", ":", "::", "1.2.3.4", ".", "12345", "g", "FE80"];
+        let mut read = 0;
+        for _ in 0..200_000 {
+            let text: String = (0..1 + next(14)).map(|_| pieces[next(pieces.len() as u64) as usize]).collect();
+            let whole = text.parse::<Ipv6Addr>().ok().map(|address| canonical(IpAddr::V6(address)));
+            let got = munch_v6(text.as_bytes());
+            if let Some(address) = whole {
+                read += 1;
+                assert_eq!(got, Some((address, text.len())), "{text}");
+            } else if let Some((address, length)) = got {
+                // Part of it is an address; that part must be one for the standard library, too.
+                let part = text[..length].parse::<Ipv6Addr>().ok().map(|address| canonical(IpAddr::V6(address)));
+                assert_eq!(part, Some(address), "{text}");
+            }
+        }
+        assert!(read > 1000, "only {read} addresses among the texts");
     }
 
     #[track_caller]

@@ -88,7 +88,8 @@ pub struct Route {
 /// All decisions.
 #[derive(Debug)]
 pub struct Engine {
-    jails: HashMap<JailId, Jail>,
+    /// By number; numbers of names that are no jail (any more) are empty.
+    jails: Vec<Option<Jail>>,
     names: HashMap<Arc<str>, JailId>,
     by_id: Vec<Arc<str>>,
     /// Never banned.
@@ -104,7 +105,7 @@ impl Engine {
     /// An engine that remembers at most `capacity` addresses with failures.
     pub fn new(capacity: usize, allow: Allowlist) -> Self {
         Self {
-            jails: HashMap::new(),
+            jails: Vec::new(),
             names: HashMap::new(),
             by_id: Vec::new(),
             allow,
@@ -142,34 +143,38 @@ impl Engine {
     pub fn set_jail(&mut self, name: &str, policy: Policy, joining: Option<Joining>) -> JailId {
         let id = self.intern(name);
         let name = Arc::clone(&self.by_id[usize::from(id.0)]);
-        match self.jails.get_mut(&id) {
+        let place = usize::from(id.0);
+        if self.jails.len() <= place {
+            self.jails.resize_with(place + 1, || None);
+        }
+        match &mut self.jails[place] {
             Some(jail) => {
                 jail.policy = policy;
                 if jail.joiner.joining() != joining {
                     jail.joiner = Joiner::new(joining);
                 }
             }
-            None => {
-                self.jails.insert(id, Jail { id, name, policy, joiner: Joiner::new(joining), failures: 0 });
-            }
+            slot => *slot = Some(Jail { id, name, policy, joiner: Joiner::new(joining), failures: 0 }),
         }
         id
     }
 
     /// Takes a jail out: its window is forgotten, its bans stand until they end.
     pub fn remove_jail(&mut self, id: JailId) {
-        self.jails.remove(&id);
+        if let Some(slot) = self.jails.get_mut(usize::from(id.0)) {
+            *slot = None;
+        }
         self.tally.forget(Some(id), |_| true);
     }
 
-    /// The jails, in no order.
+    /// The jails, in order of their numbers.
     pub fn jails(&self) -> impl Iterator<Item = &Jail> {
-        self.jails.values()
+        self.jails.iter().flatten()
     }
 
     /// A jail.
     pub fn jail(&self, id: JailId) -> Option<&Jail> {
-        self.jails.get(&id)
+        self.jails.get(usize::from(id.0))?.as_ref()
     }
 
     /// Addresses with failures in a window.
@@ -184,7 +189,7 @@ impl Engine {
 
     /// Failures of a network in a jail's window at `now`.
     pub fn failures_in_window(&self, jail: JailId, net: &IpNet, now: Timestamp) -> usize {
-        self.jails.get(&jail).map_or(0, |known| self.tally.count(jail, net, now, known.policy.findtime))
+        self.jail(jail).map_or(0, |known| self.tally.count(jail, net, now, known.policy.findtime))
     }
 
     /// Takes in what a chunk of one log gave. `last` is the log's last moment, for lines without a date.
@@ -208,7 +213,7 @@ impl Engine {
                 *last = found.at;
             }
             for id in jails {
-                let Some(jail) = self.jails.get_mut(id) else { continue };
+                let Some(Some(jail)) = self.jails.get_mut(usize::from(id.0)) else { continue };
                 let Some(at) = moment(found.at, now, reading, *last, jail.policy.findtime, &mut passed) else {
                     continue;
                 };
@@ -236,18 +241,17 @@ impl Engine {
 
     /// Closes every session that is over by `by`, counting what waited in it as of `now`; bans are left as they stand.
     pub fn close_sessions(&mut self, by: Timestamp, now: Timestamp, notice: &mut dyn FnMut(&Failure)) {
-        for (id, jail) in &mut self.jails {
-            let late = &mut self.late;
-            jail.joiner.handle_timeout(by, |counted| late.push((*id, counted)));
+        for jail in self.jails.iter_mut().flatten() {
+            let (late, id) = (&mut self.late, jail.id);
+            jail.joiner.handle_timeout(by, |counted| late.push((id, counted)));
         }
-        // Jails are in no order; what they count late must not depend on it.
         self.late.sort_unstable_by_key(|(id, counted)| (counted.at, *id, counted.address));
         self.count_late(now, None, notice);
     }
 
     /// When `handle_timeout` has something to do.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        let sessions = self.jails.values().filter_map(|jail| jail.joiner.poll_timeout()).min();
+        let sessions = self.jails.iter().flatten().filter_map(|jail| jail.joiner.poll_timeout()).min();
         [self.ledger.poll_timeout(), self.allow.poll_timeout(), sessions.map(|end| end + Span(1))]
             .into_iter()
             .flatten()
@@ -272,14 +276,14 @@ impl Engine {
 
     /// One failure: into the window, and over the edge if it is one too many.
     fn count(&mut self, id: JailId, counted: &Counted, now: Timestamp) -> Fate {
-        let Some(jail) = self.jails.get_mut(&id) else { return Fate::Allowed };
+        let Some(Some(jail)) = self.jails.get_mut(usize::from(id.0)) else { return Fate::Allowed };
         jail.failures += 1;
         if self.allow.contains(counted.address) {
             return Fate::Allowed;
         }
         let mut net = counted_net(counted.address, jail.policy.ipv6_prefix);
         // A whole prefix must not take an allowed neighbour with it.
-        if self.allow.touches(&net) {
+        if net.prefix_len() != net.max_prefix_len() && self.allow.touches(&net) {
             net = IpNet::from(counted.address);
         }
         if self.ledger.get(id, &net).is_some() {
@@ -338,7 +342,10 @@ impl Engine {
     /// Forgiveness that no window reaches back to is forgotten.
     pub fn prune_forgiven(&mut self, now: Timestamp) {
         let jails = &self.jails;
-        self.forgiven.retain(|(id, _), up_to| jails.get(id).is_some_and(|jail| *up_to + jail.policy.findtime >= now));
+        self.forgiven.retain(|(id, _), up_to| {
+            let jail = jails.get(usize::from(id.0)).and_then(Option::as_ref);
+            jail.is_some_and(|jail| *up_to + jail.policy.findtime >= now)
+        });
     }
 
     /// What is forgiven: jail, network, up to when.
@@ -349,7 +356,7 @@ impl Engine {
     /// Bans that are over but still matter at `at`: for longer bans later, or because a window reaches back to them.
     pub fn past_bans(&self, at: Timestamp) -> Vec<Ban> {
         self.ledger.past(|jail, end| {
-            let Some(jail) = self.jails.get(&jail) else { return false };
+            let Some(jail) = self.jail(jail) else { return false };
             let matters =
                 jail.policy.growth.map_or(jail.policy.findtime, |growth| growth.forget.max(jail.policy.findtime));
             end + matters >= at
@@ -418,7 +425,7 @@ impl Engine {
 
     fn forget(&mut self, jail: Option<JailId>, meant: impl Fn(&IpNet) -> bool) {
         self.tally.forget(jail, &meant);
-        for known in self.jails.values_mut() {
+        for known in self.jails.iter_mut().flatten() {
             if jail.is_none_or(|jail| jail == known.id) {
                 known.joiner.forget(|address| meant(&IpNet::from(address)));
             }

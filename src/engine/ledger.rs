@@ -3,6 +3,8 @@
 //! Ends are kept in an ordered queue; nothing is ever scanned to find what is over.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
 
 use hashbrown::HashMap;
 use ipnet::IpNet;
@@ -43,14 +45,46 @@ struct Past {
     last_end: Timestamp,
 }
 
+/// A network in a jail, hashed as one number: the question "is it banned?" is asked for every failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Key(IpNet, JailId);
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let address = match self.0.addr() {
+            IpAddr::V4(address) => u128::from(address.to_bits()),
+            IpAddr::V6(address) => address.to_bits(),
+        };
+        state.write_u128(address);
+        state.write_u32(u32::from(self.1.0) << 8 | u32::from(self.0.prefix_len()));
+    }
+}
+
 /// All bans, by network and jail.
-#[derive(Debug, Default)]
+///
+/// Invariant: `next_end` is the earliest of `ends`, or the largest moment there is.
+#[derive(Debug)]
 pub struct Ledger {
-    bans: HashMap<(IpNet, JailId), Ban>,
+    /// Boxed, so that the table itself stays small enough for the cache.
+    bans: HashMap<Key, Box<Ban>>,
     ends: BTreeSet<(Timestamp, IpNet, JailId)>,
-    history: HashMap<(IpNet, JailId), Past>,
-    history_order: VecDeque<(IpNet, JailId)>,
+    next_end: Timestamp,
+    history: HashMap<Key, Past>,
+    history_order: VecDeque<Key>,
     effects: VecDeque<Effect>,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self {
+            bans: HashMap::new(),
+            ends: BTreeSet::new(),
+            next_end: Timestamp(i64::MAX),
+            history: HashMap::new(),
+            history_order: VecDeque::new(),
+            effects: VecDeque::new(),
+        }
+    }
 }
 
 impl Ledger {
@@ -67,24 +101,24 @@ impl Ledger {
     /// The ban of exactly this network in this jail.
     #[inline]
     pub fn get(&self, jail: JailId, net: &IpNet) -> Option<&Ban> {
-        self.bans.get(&(*net, jail))
+        self.bans.get(&Key(*net, jail)).map(AsRef::as_ref)
     }
 
     /// All bans, in order of network and jail.
     pub fn bans(&self) -> Vec<&Ban> {
-        let mut all: Vec<&Ban> = self.bans.values().collect();
+        let mut all: Vec<&Ban> = self.bans.values().map(AsRef::as_ref).collect();
         all.sort_unstable_by(|a, b| (a.net, a.jail).cmp(&(b.net, b.jail)));
         all
     }
 
     /// All bans, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Ban> {
-        self.bans.values()
+        self.bans.values().map(AsRef::as_ref)
     }
 
     /// How often this network was banned in this jail before, as far as it still counts at `now`.
     pub fn times_before(&self, jail: JailId, net: &IpNet, now: Timestamp, forget: Option<Span>) -> u32 {
-        match self.history.get(&(*net, jail)) {
+        match self.history.get(&Key(*net, jail)) {
             Some(past) if forget.is_none_or(|forget| past.last_end + forget >= now) => past.count,
             _ => 0,
         }
@@ -94,7 +128,7 @@ impl Ledger {
     pub fn past(&self, counts: impl Fn(JailId, Timestamp) -> bool) -> Vec<Ban> {
         let over =
             self.history.iter().filter(|(key, past)| !self.bans.contains_key(*key) && counts(key.1, past.last_end));
-        over.map(|((net, jail), past)| Ban {
+        over.map(|(Key(net, jail), past)| Ban {
             count: past.count,
             ..plain_ban(*jail, *net, past.since, Some(past.last_end))
         })
@@ -103,46 +137,47 @@ impl Ledger {
 
     /// Puts a ban in. One that stands already gets the later end (or, `replace`, the new one).
     pub fn ban(&mut self, ban: Ban, replace: bool) {
-        let key = (ban.net, ban.jail);
+        let key = Key(ban.net, ban.jail);
         let later = |a: Option<Timestamp>, b: Option<Timestamp>| Some(a?.max(b?));
         if let Some(standing) = self.bans.get_mut(&key) {
             let until = if replace { ban.until } else { later(standing.until, ban.until) };
-            if until == standing.until {
+            let before = standing.until;
+            if until == before {
                 return;
-            }
-            if let Some(end) = standing.until {
-                self.ends.remove(&(end, ban.net, ban.jail));
             }
             standing.until = until;
             standing.reason = ban.reason;
             standing.origin = ban.origin;
-            let extended = standing.clone();
+            let extended = Ban::clone(standing);
+            if let Some(end) = before {
+                self.remove_end((end, ban.net, ban.jail));
+            }
             if let Some(end) = until {
-                self.ends.insert((end, ban.net, ban.jail));
+                self.add_end((end, ban.net, ban.jail));
             }
             self.remember(&extended);
             self.effects.push_back(Effect::Extend(extended));
             return;
         }
         if let Some(end) = ban.until {
-            self.ends.insert((end, ban.net, ban.jail));
+            self.add_end((end, ban.net, ban.jail));
         }
         self.remember(&ban);
-        self.bans.insert(key, ban.clone());
+        self.bans.insert(key, Box::new(ban.clone()));
         self.effects.push_back(Effect::Ban(ban));
     }
 
     /// Takes a ban back that was saved by an earlier run: it stands, but it is not new.
     pub fn restore(&mut self, ban: Ban) {
         if let Some(end) = ban.until {
-            self.ends.insert((end, ban.net, ban.jail));
+            self.add_end((end, ban.net, ban.jail));
         }
         self.remember(&ban);
-        self.bans.insert((ban.net, ban.jail), ban);
+        self.bans.insert(Key(ban.net, ban.jail), Box::new(ban));
     }
 
     fn remember(&mut self, ban: &Ban) {
-        let key = (ban.net, ban.jail);
+        let key = Key(ban.net, ban.jail);
         let past = Past { count: ban.count, since: ban.since, last_end: ban.until.unwrap_or(Timestamp(i64::MAX / 2)) };
         if self.history.insert(key, past).is_none() {
             self.history_order.push_back(key);
@@ -162,11 +197,11 @@ impl Ledger {
     }
 
     fn take(&mut self, jail: JailId, net: &IpNet) -> Option<Ban> {
-        let ban = self.bans.remove(&(*net, jail))?;
+        let ban = self.bans.remove(&Key(*net, jail))?;
         if let Some(end) = ban.until {
-            self.ends.remove(&(end, ban.net, ban.jail));
+            self.remove_end((end, ban.net, ban.jail));
         }
-        Some(ban)
+        Some(*ban)
     }
 
     /// When the next ban is over.
@@ -176,15 +211,32 @@ impl Ledger {
     }
 
     /// Ends every ban whose time is up at `now`.
+    #[inline]
     pub fn handle_timeout(&mut self, now: Timestamp) {
+        if self.next_end <= now {
+            self.end_until(now);
+        }
+    }
+
+    fn end_until(&mut self, now: Timestamp) {
         while let Some((end, net, jail)) = self.ends.first().copied()
             && end <= now
         {
-            self.ends.pop_first();
+            self.remove_end((end, net, jail));
             if let Some(ban) = self.take(jail, &net) {
                 self.effects.push_back(Effect::Unban { ban, expired: true });
             }
         }
+    }
+
+    fn add_end(&mut self, end: (Timestamp, IpNet, JailId)) {
+        self.next_end = self.next_end.min(end.0);
+        self.ends.insert(end);
+    }
+
+    fn remove_end(&mut self, end: (Timestamp, IpNet, JailId)) {
+        self.ends.remove(&end);
+        self.next_end = self.ends.first().map_or(Timestamp(i64::MAX), |(first, _, _)| *first);
     }
 
     /// The next thing to be done.

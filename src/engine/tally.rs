@@ -86,21 +86,36 @@ impl Tally {
             None => self.place(hash, jail, net, at),
         };
         let cell = self.cells[slot as usize].as_mut()?;
-        let place = cell.at.partition_point(|other| *other <= at.0);
-        cell.at.insert(place, at.0);
-        cell.expires = cell.expires.max(at.0.saturating_add(findtime.0));
         let needed = maxretry as usize;
-        let full = cell.at.len() >= needed
-            && cell.at.windows(needed).any(|window| window[needed - 1].saturating_sub(window[0]) <= findtime.0);
+        cell.expires = cell.expires.max(at.0.saturating_add(findtime.0));
+        let full = match cell.at.last() {
+            // Lines mostly come in order; then only the window that ends here can have become full.
+            None => false,
+            Some(newest) if *newest <= at.0 => {
+                cell.at.push(at.0);
+                let length = cell.at.len();
+                length >= needed && at.0.saturating_sub(cell.at[length - needed]) <= findtime.0
+            }
+            Some(_) => {
+                let place = cell.at.partition_point(|other| *other <= at.0);
+                cell.at.insert(place, at.0);
+                cell.at.windows(needed).any(|window| window[needed - 1].saturating_sub(window[0]) <= findtime.0)
+            }
+        };
+        if cell.at.is_empty() {
+            cell.at.push(at.0);
+        }
         if full {
             self.remove(slot);
             return Some(maxretry);
         }
         let newest = cell.at.last().copied().unwrap_or(at.0);
         let keep_from = newest.saturating_sub(findtime.0).saturating_sub(LATE_MAX.0);
-        let outdated =
-            cell.at.partition_point(|other| *other < keep_from).max(cell.at.len().saturating_sub(2 * needed + 16));
-        cell.at.drain(..outdated);
+        let most = 2 * needed + 16;
+        if cell.at.len() > most || cell.at.first().is_some_and(|oldest| *oldest < keep_from) {
+            let outdated = cell.at.partition_point(|other| *other < keep_from).max(cell.at.len().saturating_sub(most));
+            cell.at.drain(..outdated);
+        }
         None
     }
 

@@ -170,7 +170,15 @@ impl Replay {
                 let (receive, shared) = (Arc::clone(&receive), &shared);
                 scope.spawn(move || work(&receive, shared, now));
             }
-            let mut run = Run { engine, sources, send, depth: workers * 2, summary: Summary::default(), watched };
+            let mut run = Run {
+                engine,
+                sources,
+                send,
+                depth: workers * 2,
+                summary: Summary::default(),
+                watched,
+                spare: Vec::new(),
+            };
             let result = run.all(event, progress);
             drop(run);
             result
@@ -253,6 +261,8 @@ struct Run {
     depth: usize,
     summary: Summary,
     watched: bool,
+    /// Buffers that were counted and can be read into again.
+    spare: Vec<Vec<u8>>,
 }
 
 impl Run {
@@ -275,7 +285,7 @@ impl Run {
         loop {
             let source = &mut self.sources[number];
             while !source.ended && source.pending.len() < self.depth {
-                let Some(bytes) = source.read_chunk()? else { break };
+                let Some(bytes) = source.read_chunk(self.spare.pop().unwrap_or_default())? else { break };
                 let (reply, receive) = sync_channel(1);
                 source.pending.push_back(receive);
                 self.send.send(Work { file: number, bytes, reply }).map_err(|_| "the workers are gone".to_owned())?;
@@ -291,6 +301,7 @@ impl Run {
             self.summary.undated += scan.scanned.undated;
             if scan.matches.is_empty() {
                 source.line_base += scan.scanned.lines;
+                self.spare.push(scan.bytes);
                 continue;
             }
             source.next = 0;
@@ -336,6 +347,7 @@ impl Run {
             source.current = Some(scan);
         } else {
             source.line_base += scan.scanned.lines;
+            self.spare.push(scan.bytes);
         }
     }
 
@@ -427,29 +439,23 @@ impl Source {
         found.and_then(|found| found.at).or(self.last).unwrap_or(Timestamp(i64::MIN))
     }
 
-    /// The next chunk of whole lines; the last one may end without a newline.
-    fn read_chunk(&mut self) -> Result<Option<Vec<u8>>, String> {
-        let mut chunk = std::mem::take(&mut self.rest);
-        chunk.reserve(CHUNK_BYTES.saturating_sub(chunk.len()));
+    /// The next chunk of whole lines, in a buffer that was used before; the last one may end without a newline.
+    fn read_chunk(&mut self, mut chunk: Vec<u8>) -> Result<Option<Vec<u8>>, String> {
+        chunk.clear();
+        chunk.extend_from_slice(&self.rest);
+        self.rest.clear();
+        chunk.reserve(CHUNK_BYTES + LINE_BYTES_MAX);
         loop {
             let have = chunk.len();
-            let room = CHUNK_BYTES.max(have + LINE_BYTES_MAX);
-            chunk.resize(room, 0);
-            let read = match self.input.read(&mut chunk[have..]) {
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    chunk.truncate(have);
-                    continue;
-                }
-                Err(error) => return Err(format!("{}: cannot be read: {}", self.path.display(), plain(&error))),
-            };
-            chunk.truncate(have + read);
+            let wanted = CHUNK_BYTES.saturating_sub(have).max(LINE_BYTES_MAX) as u64;
+            let read = self.input.by_ref().take(wanted).read_to_end(&mut chunk);
+            let read = read.map_err(|error| format!("{}: cannot be read: {}", self.path.display(), plain(&error)))?;
             if read == 0 {
                 self.ended = true;
                 return Ok((!chunk.is_empty()).then_some(chunk));
             }
             if let Some(newline) = memchr::memrchr(b'\n', &chunk[have..]) {
-                self.rest = chunk[have + newline + 1..].to_vec();
+                self.rest.extend_from_slice(&chunk[have + newline + 1..]);
                 chunk.truncate(have + newline + 1);
                 return Ok(Some(chunk));
             }

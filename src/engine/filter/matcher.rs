@@ -221,7 +221,7 @@ impl LogMatcher {
     }
 
     /// Judges one line; false if it does not begin as this pass expects.
-    #[inline]
+    #[inline(always)]
     fn line(
         &self,
         pass: &Pass,

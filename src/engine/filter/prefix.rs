@@ -67,7 +67,7 @@ impl PrefixReader {
     }
 
     /// Reads the beginning of `line` (without its newline); `None` = it does not begin like that.
-    #[inline]
+    #[inline(always)]
     pub fn read(&mut self, prefix: Prefix, line: &[u8]) -> Option<Begun> {
         match prefix {
             Prefix::Syslog => self.syslog(line),
@@ -78,6 +78,7 @@ impl PrefixReader {
     }
 
     /// Tries the line as it is, then what syslog carries inside.
+    #[inline(never)]
     fn inside(&mut self, line: &[u8], read: fn(&mut Self, &[u8]) -> Option<Begun>) -> Option<Begun> {
         // Without a date of its own a line is only believed inside syslog: a raw packet dump has none either.
         if let Some(begun) = read(self, line)
@@ -91,6 +92,7 @@ impl PrefixReader {
         Some(Begun { at: inner.at.or(outer.at), start, tag: outer.tag, ..inner })
     }
 
+    #[inline(never)]
     fn plain(&mut self, line: &[u8]) -> Begun {
         let opening = usize::from(line.first() == Some(&b'['));
         match self.stamps.read(&line[opening..]) {
@@ -105,15 +107,16 @@ impl PrefixReader {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn syslog(&mut self, line: &[u8]) -> Option<Begun> {
         let known = self.memo.len();
-        if known != 0 && line.len() > known && line[..known] == self.memo[..] {
+        if known != 0 && line.len() > known && starts_alike(line, &self.memo) {
             return self.tagged(line, known, self.memo_at, self.memo_host);
         }
         self.syslog_anew(line)
     }
 
+    #[inline(never)]
     fn syslog_anew(&mut self, line: &[u8]) -> Option<Begun> {
         if self.undated {
             let start = memchr(b' ', line)? + 1;
@@ -149,8 +152,8 @@ impl PrefixReader {
     }
 
     /// `tag[pid]: message`, `tag: message`; also a second host name before the tag, as rsyslog templates write it.
-    #[inline]
-    fn tagged(&mut self, line: &[u8], start: usize, at: Timestamp, host: u64) -> Option<Begun> {
+    #[inline(always)]
+    fn tagged(&self, line: &[u8], start: usize, at: Timestamp, host: u64) -> Option<Begun> {
         let mut start = start;
         for _ in 0..2 {
             let mut end = start;
@@ -159,11 +162,8 @@ impl PrefixReader {
             }
             match line.get(end)? {
                 b'[' => {
-                    let mut close = end + 1;
-                    while close < line.len() && line[close] != b']' {
-                        close += 1;
-                    }
-                    let session = pid_session(host, &line[end + 1..close.min(line.len())]);
+                    let (pid, close) = pid_until(line, end + 1, b']')?;
+                    let session = session_of(host, pid);
                     if line.get(close + 1) != Some(&b':') {
                         return None;
                     }
@@ -325,20 +325,40 @@ fn past_blank(line: &[u8], at: usize) -> usize {
     if line.get(at) == Some(&b' ') { at + 1 } else { at.min(line.len()) }
 }
 
-/// A session number from host and pid; short digits need no hashing.
-#[inline]
-fn pid_session(host: u64, pid: &[u8]) -> u64 {
-    let mut value = 0u64;
-    for digit in pid {
-        value = value.wrapping_mul(31).wrapping_add(u64::from(*digit));
+/// Does `line`, which is longer, start with `known`? Two overlapping words of 16 bytes answer for most.
+#[inline(always)]
+fn starts_alike(line: &[u8], known: &[u8]) -> bool {
+    let length = known.len();
+    let word = |text: &[u8], at: usize| text[at..].first_chunk::<16>().map(|word| u128::from_ne_bytes(*word));
+    match length {
+        16..=32 => word(line, 0) == word(known, 0) && word(line, length - 16) == word(known, length - 16),
+        _ => line[..length] == *known,
     }
-    (host ^ value.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1
+}
+
+/// A number for the process id up to `end`, mostly its digits, and where it ends.
+#[inline(always)]
+fn pid_until(line: &[u8], start: usize, end: u8) -> Option<(u64, usize)> {
+    let mut value = 0u64;
+    for (at, byte) in line.iter().enumerate().skip(start) {
+        if *byte == end {
+            return Some((value, at));
+        }
+        value = value.wrapping_mul(31).wrapping_add(u64::from(*byte));
+    }
+    None
+}
+
+/// A session number from host and process.
+#[inline(always)]
+fn session_of(host: u64, pid: u64) -> u64 {
+    (host ^ pid.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1
 }
 
 /// The rest of RFC 5424 behind the host: `app procid msgid [structured data] message`.
 fn structured_rest(line: &[u8], start: usize, at: Timestamp, host: u64) -> Option<Begun> {
     let app_end = start + memchr(b' ', &line[start..])?;
-    let pid_end = app_end + 1 + memchr(b' ', line.get(app_end + 1..)?)?;
+    let (pid, pid_end) = pid_until(line, app_end + 1, b' ')?;
     let id_end = pid_end + 1 + memchr(b' ', line.get(pid_end + 1..)?)?;
     let mut data = id_end + 1;
     if line.get(data) == Some(&b'-') {
@@ -358,7 +378,7 @@ fn structured_rest(line: &[u8], start: usize, at: Timestamp, host: u64) -> Optio
     }
     // rsyslog keeps the blank that stood before the message, so there may be two.
     let message = past_blank(line, past_blank(line, data.min(line.len())));
-    let session = pid_session(host, &line[app_end + 1..pid_end]);
+    let session = session_of(host, pid);
     Some(Begun { at: Some(at), start: message, tag: (start, app_end), session, ..EMPTY })
 }
 

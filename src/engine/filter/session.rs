@@ -44,34 +44,23 @@ pub struct Joiner {
     order: VecDeque<(Timestamp, u64)>,
 }
 
+/// Small on purpose (24 bytes): one is made for nearly every failure, and most of them never need more than the counters.
 #[derive(Debug)]
 struct Session {
     ends_by: Timestamp,
-    counted: usize,
-    series: [Series; 2],
-    waiting: Option<Counted>,
+    counted: u16,
+    /// Lines of each series that are only counted.
+    lines: [u16; 2],
     succeeded: bool,
+    more: Option<Box<More>>,
 }
 
-/// Lines of one kind: some told apart by an attempt, the others only counted.
+/// What few sessions need.
 #[derive(Debug, Default)]
-struct Series {
-    attempts: SmallVec<[u64; 2]>,
-    more: usize,
-}
-
-impl Series {
-    /// Takes a line in; the number of attempts known after it.
-    fn note(&mut self, attempt: u64, once: bool) -> usize {
-        if (once || attempt != 0) && self.attempts.len() < ATTEMPTS_MAX {
-            if !self.attempts.contains(&attempt) {
-                self.attempts.push(attempt);
-            }
-        } else {
-            self.more += 1;
-        }
-        self.attempts.len() + self.more
-    }
+struct More {
+    /// Attempts of each series that are told apart.
+    attempts: [SmallVec<[u64; 4]>; 2],
+    waiting: Option<Counted>,
 }
 
 impl Joiner {
@@ -125,17 +114,21 @@ impl Joiner {
         {
             self.close(oldest, &mut count);
         }
+        if matches!(role, Role::Success | Role::End) {
+            // Nothing to remember of a session in which nothing failed.
+            if let Some(session) = self.sessions.get_mut(&key) {
+                session.take(joining, found.attempt, role, failure, &mut count);
+            }
+            if ends {
+                self.close(key, &mut count);
+            }
+            return;
+        }
         let order = &mut self.order;
         let session = self.sessions.entry(key).or_insert_with(|| {
             let ends_by = at + joining.window;
             order.push_back((ends_by, key));
-            Session {
-                ends_by,
-                counted: 0,
-                series: [Series::default(), Series::default()],
-                waiting: None,
-                succeeded: false,
-            }
+            Session { ends_by, counted: 0, lines: [0; 2], succeeded: false, more: None }
         });
         session.take(joining, found.attempt, role, failure, &mut count);
         if ends {
@@ -163,7 +156,7 @@ impl Joiner {
 
     fn close(&mut self, key: u64, count: &mut impl FnMut(Counted)) {
         if let Some(session) = self.sessions.remove(&key)
-            && let Some(waiting) = session.waiting
+            && let Some(waiting) = session.more.and_then(|more| more.waiting)
         {
             count(waiting);
         }
@@ -172,8 +165,9 @@ impl Joiner {
     /// Forgets everything about an address, as an unban asks for.
     pub fn forget(&mut self, forget: impl Fn(IpAddr) -> bool) {
         for session in self.sessions.values_mut() {
-            if session.waiting.is_some_and(|waiting| forget(waiting.address)) {
-                session.waiting = None;
+            let waiting = session.more.as_ref().and_then(|more| more.waiting);
+            if waiting.is_some_and(|waiting| forget(waiting.address)) {
+                session.forget_waiting();
             }
         }
     }
@@ -191,25 +185,54 @@ impl Session {
         let series = match role {
             Role::Failure => 0,
             Role::Twin => 1,
-            Role::Alone => {
-                if self.counted == 0 && self.waiting.is_none() && !self.succeeded {
-                    self.waiting = failure.map(|failure| Counted { at_once: false, ..failure });
-                }
-                return;
-            }
+            Role::Alone => return self.wait(failure),
             Role::Success => {
-                self.waiting = None;
+                self.forget_waiting();
                 self.succeeded = true;
                 return;
             }
             Role::End => return,
         };
         let Some(failure) = failure else { return };
-        if self.series[series].note(attempt, joining.once) > self.counted {
-            self.counted += 1;
-            self.waiting = None;
+        if self.note(series, attempt, joining.once) > self.counted {
+            self.counted = self.counted.saturating_add(1);
+            self.forget_waiting();
             count(failure);
         }
+    }
+
+    fn wait(&mut self, failure: Option<Counted>) {
+        if self.counted == 0 && !self.succeeded {
+            let more = self.more.get_or_insert_default();
+            if more.waiting.is_none() {
+                more.waiting = failure.map(|failure| Counted { at_once: false, ..failure });
+            }
+        }
+    }
+
+    fn forget_waiting(&mut self) {
+        if let Some(more) = &mut self.more {
+            more.waiting = None;
+        }
+    }
+
+    /// Takes a line of a series in; the number of attempts it tells of so far.
+    fn note(&mut self, series: usize, attempt: u64, once: bool) -> u16 {
+        if once || attempt != 0 {
+            let attempts = &mut self.more.get_or_insert_default().attempts[series];
+            if attempts.contains(&attempt) {
+                return 0;
+            }
+            if attempts.len() < ATTEMPTS_MAX {
+                attempts.push(attempt);
+            } else {
+                self.lines[series] = self.lines[series].saturating_add(1);
+            }
+        } else {
+            self.lines[series] = self.lines[series].saturating_add(1);
+        }
+        let told_apart = self.more.as_ref().map_or(0, |more| more.attempts[series].len());
+        self.lines[series].saturating_add(told_apart as u16)
     }
 }
 
