@@ -125,7 +125,11 @@ fn pause(millis: i64) {
 
 fn line(address: Ipv4Addr, port: u32) -> String {
     let stamp = jiff::Zoned::now().strftime("%b %e %H:%M:%S");
-    format!("{stamp} srv sshd[{}]: Failed password for root from {address} port {} ssh2\n", port % 60_000 + 1, port % 60_000 + 1)
+    format!(
+        "{stamp} srv sshd[{}]: Failed password for root from {address} port {} ssh2\n",
+        port % 60_000 + 1,
+        port % 60_000 + 1
+    )
 }
 
 fn address(base: u32, number: u32) -> Ipv4Addr {
@@ -216,7 +220,10 @@ fn together(file: &File, band: &mut Daemon, attackers: u32) {
         pause(1);
     };
     let goal = if attackers > 10_000 { 1000 } else { 50 };
-    println!("{attackers} attackers at once, all in the kernel after {:.1} ms (goal: {goal})", elapsed.as_secs_f64() * 1e3);
+    println!(
+        "{attackers} attackers at once, all in the kernel after {:.1} ms (goal: {goal})",
+        elapsed.as_secs_f64() * 1e3
+    );
     for number in [0, attackers / 2, attackers - 1] {
         assert!(kernel_holds(address(base, number)), "{} is missing", address(base, number));
     }

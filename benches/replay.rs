@@ -35,7 +35,15 @@ fn main() {
     };
     let theirs = |log: &Path| {
         let mut command = Command::new("rg");
-        command.args(["-c", "-e", "Failed password", "-e", "Invalid user", "-e", "Connection closed by authenticating user"]);
+        command.args([
+            "-c",
+            "-e",
+            "Failed password",
+            "-e",
+            "Invalid user",
+            "-e",
+            "Connection closed by authenticating user",
+        ]);
         command.arg(log);
         command
     };
@@ -49,10 +57,18 @@ fn main() {
         }
     }
     let lines = std::fs::read(&log).unwrap().iter().filter(|byte| **byte == b'\n').count();
-    println!("banctl replay: median {:.3} s, {:.1} million lines a second", median(&a), lines as f64 / median(&a) / 1e6);
+    println!(
+        "banctl replay: median {:.3} s, {:.1} million lines a second",
+        median(&a),
+        lines as f64 / median(&a) / 1e6
+    );
     if has_rg {
         let ratios: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a / b).collect();
-        println!("rg -c: median {:.3} s; replay takes {:.2} times as long (median of {PAIRS} pairs; goal: at most 2)", median(&b), median(&ratios));
+        println!(
+            "rg -c: median {:.3} s; replay takes {:.2} times as long (median of {PAIRS} pairs; goal: at most 2)",
+            median(&b),
+            median(&ratios)
+        );
     } else {
         println!("rg (package ripgrep) is not installed, so there is nothing to compare with");
     }
@@ -83,7 +99,11 @@ fn write_log(path: &Path) {
     let attackers: Vec<String> = (0..5000)
         .map(|_| {
             let (a, b, c, d) = (1 + next(220), next(256), next(256), 1 + next(254));
-            if next(5) == 0 { format!("2001:db8:{:x}:{:x}::{:x}", next(65536), next(65536), next(4096)) } else { format!("{a}.{b}.{c}.{d}") }
+            if next(5) == 0 {
+                format!("2001:db8:{:x}:{:x}::{:x}", next(65536), next(65536), next(4096))
+            } else {
+                format!("{a}.{b}.{c}.{d}")
+            }
         })
         .collect();
     let users = ["root", "admin", "test", "oracle", "ubuntu", "git", "postgres", "pi"];
@@ -98,13 +118,20 @@ fn write_log(path: &Path) {
             12..=20 => format!("Failed password for {user} from {who} port {port} ssh2"),
             21..=26 => format!("Invalid user {user} from {who} port {port}"),
             27..=29 => format!("Connection closed by authenticating user {user} {who} port {port} [preauth]"),
-            30..=43 => format!("Accepted publickey for deploy from 192.0.2.{} port {port} ssh2: ED25519 SHA256:0123456789012345678901234567890123456789012", next(200)),
+            30..=43 => format!(
+                "Accepted publickey for deploy from 192.0.2.{} port {port} ssh2: ED25519 SHA256:0123456789012345678901234567890123456789012",
+                next(200)
+            ),
             44..=57 => "pam_unix(sshd:session): session opened for user deploy(uid=1001) by (uid=0)".to_owned(),
             58..=71 => format!("Received disconnect from 192.0.2.{} port {port}:11: disconnected by user", next(200)),
             _ => String::new(),
         };
         match text.as_str() {
-            "" => writeln!(out, "{stamp} srv CRON[{pid}]: pam_unix(cron:session): session opened for user root(uid=0) by (uid=0)").unwrap(),
+            "" => writeln!(
+                out,
+                "{stamp} srv CRON[{pid}]: pam_unix(cron:session): session opened for user root(uid=0) by (uid=0)"
+            )
+            .unwrap(),
             text => writeln!(out, "{stamp} srv sshd[{pid}]: {text}").unwrap(),
         }
     }

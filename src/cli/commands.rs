@@ -231,6 +231,11 @@ impl Daemon {
         self.show(&Request::Reload, out, message)
     }
 
+    /// `banctl rules`.
+    pub fn rules(&self, out: &mut dyn Write) -> Outcome {
+        self.show(&Request::Rules, out, |reply, out| Ok(out.write_all(text(&reply.data).as_bytes())?))
+    }
+
     /// `banctl watch`.
     pub fn watch(&self, out: &mut dyn Write) -> Outcome {
         let mut client = Client::connect(&self.socket)?;
@@ -299,7 +304,7 @@ fn text(value: &Value) -> String {
 
 /// A moment of the wire in the local zone.
 fn local(value: &Value) -> String {
-    match value.as_str().map(|text| super::replay::parse_moment(text)) {
+    match value.as_str().map(super::replay::parse_moment) {
         Some(Ok(at)) => super::show::moment(Some(at)),
         _ => text(value),
     }

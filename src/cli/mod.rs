@@ -86,6 +86,8 @@ enum Command {
     Reload,
     /// Failures, bans and unbans as they happen.
     Watch,
+    /// The rules band has in the kernel, as nft text.
+    Rules,
     /// Jails as they are configured and run.
     #[command(subcommand)]
     Jail(commands::JailWords),
@@ -139,6 +141,7 @@ fn dispatch(words: Words, out: &mut dyn Write) -> Outcome {
         Command::Allow(allow) => daemon.allow(&allow, out),
         Command::Reload => daemon.reload(out),
         Command::Watch => daemon.watch(out),
+        Command::Rules => daemon.rules(out),
         Command::Jail(jail) => daemon.jail(&jail, out),
         Command::Replay(replay) => replay::run(&replay, words.json, out),
         Command::Filter(filter) => filters::run(&filter, words.json, out),

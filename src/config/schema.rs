@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 
 use super::ports::{PortRange, Ports, Services, built_in_services, merge, parse_ports, resolve};
 use crate::engine::address::parse_net;
+use crate::engine::filter::definition::NORMAL;
 use crate::engine::jail::Policy;
 use crate::engine::ledger::Growth;
 use crate::engine::time::Span;
@@ -380,7 +381,7 @@ fn check_name(name: &str, node: &Node, section: &mut Section<'_, '_>) {
 }
 
 fn read_filter_choice(name: &str, node: &Node, section: &mut Section<'_, '_>) -> (String, String) {
-    let normal = crate::engine::filter::definition::NORMAL.to_owned();
+    let normal = NORMAL.to_owned();
     match section.node("filter") {
         Some(Node { value: Value::String(text), .. }) => (text.clone(), normal),
         Some(inner) => {
@@ -394,8 +395,18 @@ fn read_filter_choice(name: &str, node: &Node, section: &mut Section<'_, '_>) ->
             if !BUILT_IN_JAILS.contains(&name) && node.line != 0 {
                 section.complain(node, format!("jail {name} needs a filter, for example filter = \"sshd\""));
             }
-            (name.to_owned(), normal)
+            (name.to_owned(), usual_mode(name).to_owned())
         }
+    }
+}
+
+/// The mode of a built-in jail that does not name a filter: what probes a server without ever logging in is shut out,
+/// too. `filter = "sshd"` counts failed logins only.
+fn usual_mode(jail: &str) -> &'static str {
+    match jail {
+        "sshd" => "aggressive",
+        "asterisk" => "scan",
+        _ => NORMAL,
     }
 }
 

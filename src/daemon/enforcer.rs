@@ -24,6 +24,9 @@ const REPAIR_WINDOW: Span = Span::from_seconds(10);
 /// Up to so many bans are compared one by one with the kernel after every foreign change; beyond, once a second at most.
 const COMPARE_AT_ONCE: usize = 5_000;
 
+/// Told once everything before it is in force, or what is in the way.
+pub type Confirm = Box<dyn FnOnce(Result<(), String>) + std::marker::Send>;
+
 /// What the enforcer is asked to do, in order.
 pub enum Task {
     /// The kernel shall hold this layout and exactly these bans.
@@ -35,7 +38,7 @@ pub enum Task {
     /// Its time is up; the kernel has let it in by itself.
     Forget(Key),
     /// Call this once everything before it is in force, or with what is in the way.
-    Confirm(Box<dyn FnOnce(Result<(), String>) + std::marker::Send>),
+    Confirm(Confirm),
     /// What does the kernel hold of these?
     Ask(Vec<Key>, Box<dyn FnOnce(Vec<Option<Held>>) + std::marker::Send>),
     /// The rules as text.
@@ -83,7 +86,7 @@ pub struct Enforcer {
     layout: Option<Layout>,
     outbox: Outbox,
     seen: Vec<Instant>,
-    confirms: Vec<Box<dyn FnOnce(Result<(), String>) + std::marker::Send>>,
+    confirms: Vec<Confirm>,
     shared: Shared,
     repairs: Vec<Timestamp>,
     reinstall_at: Option<Timestamp>,

@@ -107,7 +107,7 @@ impl Ledger {
     /// All bans, in order of network and jail.
     pub fn bans(&self) -> Vec<&Ban> {
         let mut all: Vec<&Ban> = self.bans.values().map(AsRef::as_ref).collect();
-        all.sort_unstable_by(|a, b| (a.net, a.jail).cmp(&(b.net, b.jail)));
+        all.sort_unstable_by_key(|ban| (ban.net, ban.jail));
         all
     }
 

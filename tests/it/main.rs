@@ -2,7 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may fail loudly")]
 #![allow(missing_docs, reason = "nobody imports a test")]
 
+mod daemon;
+mod house;
 mod netns;
 mod nftables;
 mod packets;
+mod reload;
+mod repair;
+mod restart;
 mod tidy;

@@ -52,7 +52,7 @@ fn listed() -> Value {
 }
 
 /// What nft says the sets of a table hold: set, element, timeout in seconds.
-fn elements(table: &str) -> BTreeSet<(String, String, Option<u64>)> {
+pub fn elements(table: &str) -> BTreeSet<(String, String, Option<u64>)> {
     let ruleset = listed();
     let objects = ruleset["nftables"].as_array().unwrap();
     let sets = objects.iter().filter_map(|object| object.get("set")).filter(|set| set["table"] == table);

@@ -172,8 +172,9 @@ impl LogMatcher {
     pub fn scan(&self, chunk: &[u8], reader: &mut PrefixReader, matches: &mut Vec<Match>) -> Scanned {
         match self.passes.as_slice() {
             [pass] => match &pass.sweep {
-                // Escaped quotes make JSON lines differ from the literals, so they are read one by one.
-                Some(sweep) if chunk.first() != Some(&b'{') => self.sweep(pass, sweep, chunk, reader, matches),
+                // Escaped quotes make JSON lines differ from the literals, so they are read one by one. The first line of
+                // a JSON log can be plain: Asterisk greets in every format alike.
+                Some(sweep) if !has_json(chunk) => self.sweep(pass, sweep, chunk, reader, matches),
                 _ => self.each_line(chunk, reader, matches),
             },
             _ => self.each_line(chunk, reader, matches),
@@ -496,5 +497,40 @@ impl Template {
                 Some((label, String::from_utf8_lossy(&message[span.range()]).into_owned()))
             })
             .collect()
+    }
+}
+
+/// Does any line start as JSON does?
+fn has_json(chunk: &[u8]) -> bool {
+    chunk.first() == Some(&b'{') || memchr::memmem::find(chunk, b"\n{").is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests may fail loudly")]
+    use super::*;
+    use crate::engine::filter::definition::read_filter;
+    use crate::engine::filter::stamp::StampReader;
+    use crate::engine::time::Timestamp;
+    use jiff::tz::TimeZone;
+
+    #[test]
+    fn json_lines_are_found_behind_a_plain_first_line() {
+        let filter = include_str!("../../../filters/asterisk.toml");
+        let definition = read_filter("asterisk", "asterisk.toml", filter).unwrap();
+        let matcher = LogMatcher::new(vec![Arc::new(Filter::new(&definition, "normal").unwrap())]).unwrap();
+        let json = concat!(
+            r#"{"hostname":"h","timestamp":"2026-11-20 12:03:38","identifiers":{"lwp":1,"callid":""},"logmsg":{"location":"#,
+            r#"{"filename":"res_security_log.c","function":"f","line":1},"level":"SECURITY","message":"SecurityEvent="#,
+            r#"\"InvalidAccountID\",EventTV=\"2026-11-20T12:03:38.416+0100\",Severity=\"Error\",Service=\"PJSIP\","#,
+            r#"EventVersion=\"1\",AccountID=\"a\",SessionID=\"b\",LocalAddress=\"IPV4/UDP/192.0.2.1/5060\","#,
+            r#"RemoteAddress=\"IPV4/UDP/198.51.100.7/5060\"\n"}}"#
+        );
+        for before in ["", "[2026-11-20 12:00:01] Asterisk 22.1.0 built by root @ h on a x86_64\n"] {
+            let mut reader = PrefixReader::new(StampReader::new(TimeZone::UTC, Timestamp::from_seconds(1_795_172_618)));
+            let mut matches = Vec::new();
+            matcher.scan(format!("{before}{json}\n").as_bytes(), &mut reader, &mut matches);
+            assert_eq!(matches.len(), 1, "{before:?}");
+        }
     }
 }

@@ -45,7 +45,7 @@ pub struct PrefixReader {
 
 /// A number for a text, the same in every run (sessions are compared between logs of one run only).
 pub fn hash_of(parts: &[&[u8]]) -> u64 {
-    let mut hasher = FixedState::with_seed(0x62_61_6e_64).build_hasher();
+    let mut hasher = FixedState::with_seed(0x6261_6e64).build_hasher();
     for part in parts {
         hasher.write_usize(part.len());
         hasher.write(part);

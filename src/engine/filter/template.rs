@@ -26,7 +26,7 @@ pub enum Reach {
     /// A free part, then this literal, then the address.
     Literal {
         /// What stands directly before the address.
-        finder: memchr::memmem::Finder<'static>,
+        finder: Box<memchr::memmem::Finder<'static>>,
         /// The last place counts (`.*`), not the first (`.*?`).
         greedy: bool,
         /// The free part has at least this many bytes.
@@ -249,7 +249,7 @@ fn cut(hir: &Hir) -> Result<(Hir, Reach, Option<Tail>), String> {
         && let HirKind::Literal(literal) = last.kind()
         && (greedy || !head.iter().any(has_free_part))
     {
-        let finder = memchr::memmem::Finder::new(&literal.0).into_owned();
+        let finder = Box::new(memchr::memmem::Finder::new(&literal.0).into_owned());
         return Ok((concat(head), Reach::Literal { finder, greedy, free_min }, tail));
     }
     Ok((concat(before), Reach::Direct, tail))
