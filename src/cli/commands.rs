@@ -10,7 +10,8 @@ use super::show::{Table, clean};
 use super::{CONFIG, FAILED, Failure, OK, Outcome, UNAVAILABLE};
 use crate::config::{DEFAULT_FILE, load};
 use crate::control::client::{Client, Error};
-use crate::control::protocol::{Reply, Request};
+use crate::control::protocol::{REQUEST_BYTES_MAX, Reply, Request};
+use crate::engine::address::{parse_net, show_net};
 
 /// The words of `banctl list`.
 #[derive(clap::Args, Debug)]
@@ -120,6 +121,9 @@ pub const UNIT: &str = include_str!("../../packaging/band.service");
 /// The configuration, as it is installed.
 pub const EXAMPLE: &str = include_str!("../../packaging/band.toml");
 
+/// A network takes 46 bytes at most (`"ffff:…:ffff/128",`), so many leave room for the rest of a request.
+const NETS_PER_REQUEST: usize = REQUEST_BYTES_MAX / 64;
+
 /// How to reach the daemon, and how to show what it says.
 #[derive(Debug)]
 pub struct Daemon {
@@ -157,6 +161,30 @@ impl Daemon {
         if self.json { Ok(writeln!(out, "{}", reply.data)?) } else { people(&reply, out) }
     }
 
+    /// Asks for many networks in as many requests as it takes; nothing is asked before everything is understood. A part
+    /// that is refused does not keep the others back.
+    fn in_parts(&self, nets: &[String], request: impl Fn(Vec<String>) -> Request, out: &mut dyn Write) -> Outcome {
+        let read = |net: &String| parse_net(net).map(|net| show_net(&net));
+        let nets = nets.iter().map(read).collect::<Result<Vec<_>, _>>().map_err(Failure::new)?;
+        if nets.len() <= NETS_PER_REQUEST {
+            return self.show(&request(nets), out, message);
+        }
+        let (mut data, mut refused) = (Vec::new(), None);
+        for part in nets.chunks(NETS_PER_REQUEST) {
+            match self.ask(&request(part.to_vec())) {
+                Ok(reply) if self.json => data.extend(items(&reply.data).cloned()),
+                Ok(reply) => message(&reply, out)?,
+                Err(failure) if failure.code == UNAVAILABLE => return Err(failure),
+                Err(failure) => drop(refused.get_or_insert(failure)),
+            }
+        }
+        match refused {
+            Some(failure) => Err(failure),
+            None if self.json => Ok(writeln!(out, "{}", json!(data))?),
+            None => Ok(()),
+        }
+    }
+
     /// `banctl status`.
     pub fn status(&self, out: &mut dyn Write) -> Outcome {
         self.show(&Request::Status, out, |reply, out| status(&reply.data, out))
@@ -166,13 +194,12 @@ impl Daemon {
     pub fn list(&self, words: &ListWords, out: &mut dyn Write) -> Outcome {
         let request = Request::List { jail: words.jail.clone(), net: words.net.clone() };
         self.show(&request, out, |reply, out| {
-            let mut table = Table::new(&["ADDRESS", "JAIL", "SINCE", "UNTIL", "FAILURES", "ORIGIN"]);
+            let mut table = Table::new(&["ADDRESS", "JAIL", "UNTIL", "FAILURES", "ORIGIN"]);
             for ban in items(&reply.data) {
                 let until = if ban["until"].is_null() { "forever".to_owned() } else { local(&ban["until"]) };
                 table.row(&[
                     &text(&ban["address"]),
                     &text(&ban["jail"]),
-                    &local(&ban["since"]),
                     &until,
                     &ban["failures"].to_string(),
                     &text(&ban["origin"]),
@@ -187,19 +214,19 @@ impl Daemon {
 
     /// `banctl ban`.
     pub fn ban(&self, words: &BanWords, out: &mut dyn Write) -> Outcome {
-        let request = Request::Ban {
-            nets: words.nets.clone(),
+        let request = |nets| Request::Ban {
+            nets,
             jail: words.jail.clone(),
             span: words.span.clone(),
             reason: words.reason.clone(),
         };
-        self.show(&request, out, message)
+        self.in_parts(&words.nets, request, out)
     }
 
     /// `banctl unban`.
     pub fn unban(&self, words: &UnbanWords, out: &mut dyn Write) -> Outcome {
-        let request = Request::Unban { nets: words.nets.clone(), all: words.all, jail: words.jail.clone() };
-        self.show(&request, out, message)
+        let request = |nets| Request::Unban { nets, all: words.all, jail: words.jail.clone() };
+        self.in_parts(&words.nets, request, out)
     }
 
     /// `banctl why`.
@@ -280,7 +307,8 @@ impl Daemon {
         for jail in jails {
             let on = if jail["enabled"] == true { "yes" } else { "no" };
             let cells = ["filter", "maxretry", "findtime", "bantime", "ports"].map(|key| text(&jail[key]));
-            table.row(&[&text(&jail["name"]), on, &cells[0], &cells[1], &cells[2], &cells[3], &cells[4]]);
+            let filter = cells[0].trim_end_matches("[normal]");
+            table.row(&[&text(&jail["name"]), on, filter, &cells[1], &cells[2], &cells[3], &cells[4]]);
         }
         Ok(table.write(out)?)
     }

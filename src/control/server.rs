@@ -5,15 +5,21 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::protocol::{REQUEST_BYTES_MAX, Reply, Request, read_request};
 
 /// Connections served at once; a further one waits.
-const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MAX: usize = 512;
+/// Who asks nothing for so long makes room for others.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long to wait before the next connection is taken when the system has refused one.
+const RETRY: Duration = Duration::from_millis(100);
 /// Events a watcher may lag behind before some are left out for it.
 pub const WATCH_QUEUE: usize = 4096;
 
@@ -96,7 +102,7 @@ pub async fn serve(listener: UnixListener, asked: mpsc::Sender<Asked>) {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%error, "a connection to the control socket could not be taken");
-                tokio::task::yield_now().await;
+                tokio::time::sleep(RETRY).await;
                 continue;
             }
         };
@@ -148,7 +154,9 @@ async fn converse(stream: UnixStream, asked: &mpsc::Sender<Asked>) -> io::Result
     loop {
         line.clear();
         let limit = REQUEST_BYTES_MAX as u64 + 1;
-        if (&mut read).take(limit).read_until(b'\n', &mut line).await? == 0 {
+        let mut limited = (&mut read).take(limit);
+        let Ok(length) = timeout(SILENCE_MAX, limited.read_until(b'\n', &mut line)).await else { return Ok(()) };
+        if length? == 0 {
             return Ok(());
         }
         if line.last() != Some(&b'\n') && line.len() > REQUEST_BYTES_MAX {

@@ -100,7 +100,8 @@ impl House {
         command
     }
 
-    fn dress(&self, command: &mut Command) {
+    /// Gives a command that runs the daemon its configuration and surroundings.
+    pub fn dress(&self, command: &mut Command) {
         let err = OpenOptions::new().create(true).append(true).open(self.path("stderr")).unwrap();
         command.arg("--config").arg(self.path("band.toml"));
         command.env_remove("JOURNAL_STREAM").env_remove("WATCHDOG_USEC").env_remove("BAND_LOG");

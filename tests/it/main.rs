@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may fail loudly")]
 #![allow(missing_docs, reason = "nobody imports a test")]
 
+mod banctl;
+mod control;
+mod corpus;
 mod daemon;
 mod house;
 mod netns;
@@ -9,5 +12,8 @@ mod nftables;
 mod packets;
 mod reload;
 mod repair;
+mod replay;
 mod restart;
+mod ssh;
 mod tidy;
+mod wrong;
