@@ -542,6 +542,7 @@ impl Core {
 
     /// Hands every effect to the enforcer, the store and the watchers.
     pub(super) fn flush_effects(&mut self, at: Timestamp) {
+        let mut tasks = Vec::new();
         while let Some(effect) = self.engine.poll_effect() {
             let ban = match &effect {
                 Effect::Ban(ban) | Effect::Extend(ban) | Effect::Unban { ban, .. } => ban,
@@ -550,7 +551,7 @@ impl Core {
             let key = (self.scopes.of(name), ban.net);
             let standing = self.strongest(&key);
             let expired = matches!(effect, Effect::Unban { expired: true, .. });
-            self.enforcer.put(match (standing, expired) {
+            tasks.push(match (standing, expired) {
                 (Some(end), false) => Task::Put(key, end, matches!(effect, Effect::Ban(_)).then_some(self.seen)),
                 // Another jail of the scope still wants it; the kernel has its end already.
                 (Some(_), true) => continue,
@@ -563,6 +564,15 @@ impl Core {
                 let mut event = event_of(&effect, at);
                 event["jail"] = json!(name);
                 self.events.push(event);
+            }
+        }
+        match tasks.len() {
+            0 => {}
+            1 => tasks.into_iter().for_each(|task| {
+                self.enforcer.put(task);
+            }),
+            _ => {
+                self.enforcer.put(Task::Batch(tasks));
             }
         }
     }
