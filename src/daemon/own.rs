@@ -50,7 +50,7 @@ pub fn addresses() -> std::io::Result<Vec<IpAddr>> {
     }
 }
 
-/// Waits until an address came or went.
+/// Waits until an address came or went; the first time only begins to listen, so that nothing is missed in between.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
@@ -59,6 +59,7 @@ pub fn wait_for_change(socket: &mut Option<Socket>) -> std::io::Result<()> {
         let mut fresh = Socket::new(NETLINK_ROUTE)?;
         fresh.bind(&SocketAddr::new(0, GROUPS))?;
         *socket = Some(fresh);
+        return Ok(());
     }
     let Some(socket) = socket else { return Ok(()) };
     match socket.recv_from_full() {

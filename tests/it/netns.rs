@@ -3,6 +3,7 @@
 //! A namespace here has no name, only a descriptor, so that a killed test leaves nothing behind.
 
 use std::fs::File;
+use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -106,7 +107,23 @@ impl Lab {
             run("ip", "address add 2001:db8::66/64 dev cable1 nodad");
             run("ip", "address add 2001:db8:0:1::66/64 dev cable1 nodad");
         });
+        lab.warm_up();
         lab
+    }
+
+    /// Waits until packets of every address arrive: on a busy machine the first of IPv6 waits for its neighbour, or is lost.
+    fn warm_up(&self) {
+        let server = self.server.run(|| UdpSocket::bind("[::]:9")).expect("a port to listen on");
+        server.set_nonblocking(true).expect("a socket that does not wait");
+        let far = [Self::FAR4];
+        for from in Self::ATTACKER4.iter().chain(&far).chain(&Self::ATTACKER6) {
+            let to = if from.contains(':') { Self::SERVER6 } else { Self::SERVER4 };
+            let sender = self.attacker.run(|| UdpSocket::bind((*from, 0))).expect("an address of the attacker");
+            wait_until(&format!("the cable carries packets of {from}"), Duration::from_secs(20), || {
+                let _ = sender.send_to(b"warm", (to, 9));
+                server.recv(&mut [0; 8]).ok()
+            });
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use band::enforce::nftables::{Action, Kernel, Layout, Op, PortRange, Ports, Protocol};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::netns::{Lab, Net, private, readable, wait_until};
+use crate::netns::{Lab, Net, private, readable, run, wait_until};
 use crate::nftables::{ban, layout, net, scope, unban};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -173,6 +173,7 @@ fn a_ban_on_everything_spares_loopback_and_neighbour_discovery() {
         here.send_to(b"x", there.local_addr().unwrap()).unwrap();
         assert_eq!(there.recv(&mut [0; 4]).expect("loopback passes"), 1);
         // The server asks for the attacker's link address; the answer comes from a banned one.
+        lab.server.run(|| run("ip", "-6 neighbour flush dev cable0"));
         let server = udp(&lab.server, Lab::SERVER6, 0);
         let attacker = udp(&lab.attacker, Lab::ATTACKER6[0], 0);
         server.send_to(b"x", attacker.local_addr().unwrap()).unwrap();

@@ -95,6 +95,9 @@ fn lines_of_before_an_unban_do_not_ban_again() {
         let mut house = House::new(SSHD);
         house.fail(LOG, ATTACKER, 5);
         house.wait_banned(ATTACKER);
+        // More of it, written before the ban took hold and after.
+        house.fail(LOG, ATTACKER, 5);
+        house.wait_read("sshd", LOG);
         house.must(&format!("unban {ATTACKER}"));
         for signal in [Signal::TERM, Signal::KILL] {
             let ledger = house.path("state/ledger.log");

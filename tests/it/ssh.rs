@@ -138,7 +138,8 @@ fn who_guesses_passwords_at_a_real_sshd_is_shut_out() {
         let output = ssh(guesser, "right", "true").output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains("timed out"), "{said}");
-        typed.write_all(b"still there?\n").unwrap();
+        // The client may have noticed already.
+        let _ = typed.write_all(b"still there?\n");
         let ended = wait_until("the open session is cut", SOON, || session.try_wait().unwrap());
         assert!(!ended.success());
         line.clear();
