@@ -217,7 +217,7 @@ fn together(file: &File, band: &mut Daemon, attackers: u32) {
             break started.elapsed();
         }
         assert!(started.elapsed() < PATIENCE, "only {held} of {wanted} are held: {enforcer}");
-        pause(1);
+        pause(5);
     };
     let goal = if attackers > 10_000 { 1000 } else { 50 };
     println!(

@@ -393,12 +393,8 @@ fn why(data: &Value, out: &mut dyn Write) -> Outcome {
         let until =
             if ban["until"].is_null() { "forever".to_owned() } else { format!("until {}", local(&ban["until"])) };
         let (address, jail, origin) = (text(&ban["address"]), text(&ban["jail"]), text(&ban["origin"]));
-        writeln!(
-            out,
-            "{address} is banned in {jail} since {}, {until} ({origin}, ban number {})",
-            local(&ban["since"]),
-            ban["count"]
-        )?;
+        writeln!(out, "{address} is banned in {jail} {until}")?;
+        writeln!(out, "  since {} ({origin}, ban number {})", local(&ban["since"]), ban["count"])?;
         if ban["reason"].as_str().is_some_and(|reason| !reason.is_empty()) {
             writeln!(out, "  reason: {}", clean(&text(&ban["reason"])))?;
         }

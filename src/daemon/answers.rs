@@ -356,7 +356,7 @@ impl Core {
         let id = self.engine.find(&jail.name);
         let running = self.running.iter().find(|running| Some(running.id) == id);
         let known = id.and_then(|id| self.engine.jail(id));
-        let bans = self.engine.ledger().iter().filter(|ban| Some(ban.jail) == id).count();
+        let bans = id.map_or(0, |id| self.engine.ledger().standing(id));
         let mut logs: Vec<Value> = Vec::new();
         for source in self.sources.values() {
             let reads = running

@@ -43,6 +43,8 @@ pub enum Task {
     Ask(Vec<Key>, Box<dyn FnOnce(Vec<Option<Held>>) + std::marker::Send>),
     /// The rules as text.
     Describe(Box<dyn FnOnce(String) + std::marker::Send>),
+    /// These, in order; a flood of bans rings the bell once.
+    Batch(Vec<Task>),
     /// Send what waits and end.
     Stop,
 }
@@ -169,6 +171,7 @@ impl Enforcer {
                 (None, Some(layout)) => describe(layout),
                 (None, None) => String::new(),
             }),
+            Task::Batch(tasks) => tasks.into_iter().for_each(|task| self.take(task)),
             Task::Stop => self.stopping = true,
         }
     }

@@ -20,7 +20,7 @@ const GATHER: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(5);
 
 enum Work {
-    Append(Record),
+    Append(Vec<Record>),
     Compact(Vec<Record>),
 }
 
@@ -29,15 +29,19 @@ pub struct Keep {
     send: Option<Sender<Work>>,
     thread: Option<JoinHandle<()>>,
     since_compact: usize,
+    /// Records of this round, sent together at its end.
+    gathered: Vec<Record>,
 }
 
 impl Keep {
     /// Keeps records in `store`; without one, nothing is kept.
     pub fn new(store: Option<Store>) -> Self {
-        let Some(store) = store else { return Self { send: None, thread: None, since_compact: 0 } };
+        let Some(store) = store else {
+            return Self { send: None, thread: None, since_compact: 0, gathered: Vec::new() };
+        };
         let (send, receive) = channel();
         let thread = std::thread::Builder::new().name("band-store".into()).spawn(move || write(store, &receive)).ok();
-        Self { send: Some(send), thread, since_compact: 0 }
+        Self { send: Some(send), thread, since_compact: 0, gathered: Vec::new() }
     }
 
     /// An effect that must survive.
@@ -54,25 +58,38 @@ impl Keep {
 
     /// A change that must survive.
     pub fn record(&mut self, record: Record) {
-        self.since_compact += 1;
-        if let Some(send) = &self.send {
-            // If the writer is gone, its last words said why.
-            let _ = send.send(Work::Append(record));
+        if self.send.is_some() {
+            self.gathered.push(record);
         }
     }
 
     /// Writes the log anew with only this.
     pub fn compact(&mut self, records: Vec<Record>) {
+        self.gathered.clear();
         self.since_compact = 0;
         if let Some(send) = &self.send {
             let _ = send.send(Work::Compact(records));
         }
     }
 
-    /// Writes the log anew if it has grown long.
+    /// Hands over what this round gathered, and has the log written anew if it has grown long.
     pub fn flush(&mut self, snapshot: impl FnOnce() -> Vec<Record>) {
+        self.hand_over();
         if self.since_compact >= RECORDS_MAX {
             self.compact(snapshot());
+        }
+    }
+}
+
+impl Keep {
+    fn hand_over(&mut self) {
+        if self.gathered.is_empty() {
+            return;
+        }
+        self.since_compact += self.gathered.len();
+        if let Some(send) = &self.send {
+            // If the writer is gone, its last words said why.
+            let _ = send.send(Work::Append(std::mem::take(&mut self.gathered)));
         }
     }
 }
@@ -80,6 +97,7 @@ impl Keep {
 impl Drop for Keep {
     /// Waits until everything is written.
     fn drop(&mut self) {
+        self.hand_over();
         self.send = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -158,7 +176,7 @@ fn gather(store: &mut Store, receive: &Receiver<Work>, pending: &mut Vec<Record>
         Some(wait) => receive.recv_timeout(wait),
     };
     match work {
-        Ok(Work::Append(record)) => pending.push(record),
+        Ok(Work::Append(mut records)) => pending.append(&mut records),
         Ok(Work::Compact(records)) => match store.compact(&records) {
             Ok(()) => pending.clear(),
             Err(error) => tracing::error!(%error, "the state could not be written anew"),

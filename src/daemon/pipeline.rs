@@ -86,6 +86,8 @@ pub struct Core {
     pub(super) standing: Shared,
     pub(super) keep: Keep,
     pub(super) watchers: Vec<Sender<Arc<str>>>,
+    /// What watchers will be told once the failures that led to it are.
+    events: Vec<serde_json::Value>,
     pub(super) own: Vec<IpAddr>,
     pub(super) started: Instant,
     pub(super) complaints: Vec<String>,
@@ -128,6 +130,7 @@ impl Pipeline {
             standing,
             keep,
             watchers: Vec::new(),
+            events: Vec::new(),
             own,
             started: Instant::now(),
             complaints: Vec::new(),
@@ -502,12 +505,22 @@ impl Core {
         }
         if !self.watchers.is_empty() {
             for failure in noticed {
-                let jail = self.engine.name(failure.jail).to_owned();
-                let event = json!({
-                    "event": "failure", "jail": jail, "address": failure.address.to_string(), "at": failure.at.to_string(),
+                let mut event = json!({
+                    "event": "failure", "jail": self.engine.name(failure.jail), "address": failure.address.to_string(),
+                    "at": failure.at.to_string(),
                 });
+                if failure.fate == Fate::Allowed {
+                    event["allowed"] = json!(true);
+                }
                 self.tell(&event);
             }
+            self.tell_events();
+        }
+    }
+
+    fn tell_events(&mut self) {
+        for event in std::mem::take(&mut self.events) {
+            self.tell(&event);
         }
     }
 
@@ -523,11 +536,13 @@ impl Core {
 
     fn flush(&mut self, at: Timestamp) {
         self.flush_effects(at);
+        self.tell_events();
         self.keep.flush(|| super::keeper::snapshot(&self.engine, at));
     }
 
     /// Hands every effect to the enforcer, the store and the watchers.
     pub(super) fn flush_effects(&mut self, at: Timestamp) {
+        let mut tasks = Vec::new();
         while let Some(effect) = self.engine.poll_effect() {
             let ban = match &effect {
                 Effect::Ban(ban) | Effect::Extend(ban) | Effect::Unban { ban, .. } => ban,
@@ -536,7 +551,7 @@ impl Core {
             let key = (self.scopes.of(name), ban.net);
             let standing = self.strongest(&key);
             let expired = matches!(effect, Effect::Unban { expired: true, .. });
-            self.enforcer.put(match (standing, expired) {
+            tasks.push(match (standing, expired) {
                 (Some(end), false) => Task::Put(key, end, matches!(effect, Effect::Ban(_)).then_some(self.seen)),
                 // Another jail of the scope still wants it; the kernel has its end already.
                 (Some(_), true) => continue,
@@ -546,25 +561,26 @@ impl Core {
             self.log(&effect, name);
             self.keep.note(&effect, name, at);
             if !self.watchers.is_empty() {
-                let (event, jail) = (event_of(&effect, at), name.to_owned());
-                let mut event = event;
-                event["jail"] = json!(jail);
-                self.tell(&event);
+                let mut event = event_of(&effect, at);
+                event["jail"] = json!(name);
+                self.events.push(event);
+            }
+        }
+        match tasks.len() {
+            0 => {}
+            1 => tasks.into_iter().for_each(|task| {
+                self.enforcer.put(task);
+            }),
+            _ => {
+                self.enforcer.put(Task::Batch(tasks));
             }
         }
     }
 
     /// The latest end of all bans of this network in jails of this scope; `None` = none stands.
     fn strongest(&self, (scope, net): &Key) -> Option<Option<Timestamp>> {
-        let ends = self.scope_jails(scope).filter_map(|jail| self.engine.ledger().get(jail, net)).map(|ban| ban.until);
-        ends.reduce(later)
-    }
-
-    fn scope_jails<'a>(&'a self, scope: &'a str) -> impl Iterator<Item = JailId> + 'a {
-        (0..)
-            .map(JailId)
-            .take_while(|id| self.engine.name(*id) != "?")
-            .filter(move |id| *self.scopes.of(self.engine.name(*id)) == *scope)
+        let bans = self.engine.bans_of(net).filter(|ban| self.scopes.of(self.engine.name(ban.jail)) == *scope);
+        bans.map(|ban| ban.until).reduce(later)
     }
 
     fn log(&self, effect: &Effect, jail: &str) {

@@ -187,6 +187,11 @@ impl Engine {
         &self.ledger
     }
 
+    /// All bans of exactly this network, whatever the jail.
+    pub fn bans_of<'a>(&'a self, net: &'a IpNet) -> impl Iterator<Item = &'a Ban> + 'a {
+        (0..self.by_id.len()).filter_map(|number| self.ledger.get(JailId(u16::try_from(number).ok()?), net))
+    }
+
     /// Failures of a network in a jail's window at `now`.
     pub fn failures_in_window(&self, jail: JailId, net: &IpNet, now: Timestamp) -> usize {
         self.jail(jail).map_or(0, |known| self.tally.count(jail, net, now, known.policy.findtime))

@@ -69,6 +69,8 @@ pub struct Ledger {
     bans: HashMap<Key, Box<Ban>>,
     ends: BTreeSet<(Timestamp, IpNet, JailId)>,
     next_end: Timestamp,
+    /// Bans that stand, by the jail's number.
+    standing: Vec<usize>,
     history: HashMap<Key, Past>,
     history_order: VecDeque<Key>,
     effects: VecDeque<Effect>,
@@ -80,6 +82,7 @@ impl Default for Ledger {
             bans: HashMap::new(),
             ends: BTreeSet::new(),
             next_end: Timestamp(i64::MAX),
+            standing: Vec::new(),
             history: HashMap::new(),
             history_order: VecDeque::new(),
             effects: VecDeque::new(),
@@ -91,6 +94,11 @@ impl Ledger {
     /// Bans that stand.
     pub fn len(&self) -> usize {
         self.bans.len()
+    }
+
+    /// Bans that stand in one jail.
+    pub fn standing(&self, jail: JailId) -> usize {
+        self.standing.get(usize::from(jail.0)).copied().unwrap_or(0)
     }
 
     /// Nobody is banned.
@@ -163,7 +171,7 @@ impl Ledger {
             self.add_end((end, ban.net, ban.jail));
         }
         self.remember(&ban);
-        self.bans.insert(key, Box::new(ban.clone()));
+        self.insert(ban.clone());
         self.effects.push_back(Effect::Ban(ban));
     }
 
@@ -173,7 +181,7 @@ impl Ledger {
             self.add_end((end, ban.net, ban.jail));
         }
         self.remember(&ban);
-        self.bans.insert(Key(ban.net, ban.jail), Box::new(ban));
+        self.insert(ban);
     }
 
     fn remember(&mut self, ban: &Ban) {
@@ -198,6 +206,7 @@ impl Ledger {
 
     fn take(&mut self, jail: JailId, net: &IpNet) -> Option<Ban> {
         let ban = self.bans.remove(&Key(*net, jail))?;
+        self.standing[usize::from(jail.0)] -= 1;
         if let Some(end) = ban.until {
             self.remove_end((end, ban.net, ban.jail));
         }
@@ -226,6 +235,16 @@ impl Ledger {
             if let Some(ban) = self.take(jail, &net) {
                 self.effects.push_back(Effect::Unban { ban, expired: true });
             }
+        }
+    }
+
+    fn insert(&mut self, ban: Ban) {
+        let jail = usize::from(ban.jail.0);
+        if self.standing.len() <= jail {
+            self.standing.resize(jail + 1, 0);
+        }
+        if self.bans.insert(Key(ban.net, ban.jail), Box::new(ban)).is_none() {
+            self.standing[jail] += 1;
         }
     }
 
@@ -288,6 +307,7 @@ mod tests {
         ledger.handle_timeout(Timestamp(10_000));
         assert_eq!(drain(&mut ledger), "unban expired");
         assert!(ledger.is_empty() && ledger.poll_timeout().is_none());
+        assert_eq!(ledger.standing(JAIL), 0);
     }
 
     #[test]
@@ -298,7 +318,7 @@ mod tests {
         ledger.ban(ban(1, Some(20)), false);
         assert_eq!(drain(&mut ledger), "ban 10 extend 20");
         ledger.handle_timeout(Timestamp::from_seconds(10));
-        assert_eq!(ledger.len(), 1);
+        assert_eq!((ledger.len(), ledger.standing(JAIL)), (1, 1));
         ledger.ban(ban(1, None), false);
         ledger.ban(ban(1, Some(30)), false);
         ledger.ban(ban(1, Some(15)), true);
