@@ -242,7 +242,10 @@ impl Core {
     }
 
     fn allow_list(&self) -> Value {
-        let entries = self.engine.allow.entries().iter().map(|entry| {
+        // In an order that a change of our own addresses does not change.
+        let mut entries: Vec<_> = self.engine.allow.entries().iter().collect();
+        entries.sort_by_key(|entry| (entry.net, entry.by));
+        let entries = entries.into_iter().map(|entry| {
             let from = match entry.by {
                 By::Configuration => "configuration",
                 By::Hand => "hand",
