@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::daemon::SSHD;
-use crate::house::{House, SOON, kernel, kernel_bans};
+use crate::house::{House, Running, SOON, kernel, kernel_bans};
 use crate::netns::{private, readable, run, wait_until};
 
 #[track_caller]
@@ -264,8 +264,8 @@ fn who_watches_sees_failures_bans_and_unbans() {
         let house = House::new(SSHD);
         let mut command = Command::new(env!("CARGO_BIN_EXE_banctl"));
         command.args(["watch", "--json"]).env("BAND_SOCKET", house.path("socket")).stdout(Stdio::piped());
-        let mut watcher = command.spawn().unwrap();
-        let mut lines = BufReader::new(watcher.stdout.take().unwrap());
+        let mut watcher = Running(command.spawn().unwrap());
+        let mut lines = BufReader::new(watcher.0.stdout.take().unwrap());
         wait_until("the watcher hears what is done now", SOON, || {
             house.must("ban 203.0.113.5");
             house.must("unban 203.0.113.5");
@@ -284,8 +284,7 @@ fn who_watches_sees_failures_bans_and_unbans() {
         }
         house.must("unban 198.51.100.7");
         events.push(next());
-        watcher.kill().unwrap();
-        watcher.wait().unwrap();
+        drop(watcher);
         events.retain(|event| event["address"] == "198.51.100.7");
         let kinds: Vec<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
         assert_eq!(kinds.iter().filter(|kind| **kind == "failure").count(), 5, "{events:?}");

@@ -23,10 +23,20 @@ pub const SOON: Duration = Duration::from_secs(20);
 /// `{dir}` in configurations stands for the directory.
 pub struct House {
     dir: TempDir,
-    daemon: Option<Child>,
+    daemon: Option<Running>,
     notices: UnixDatagram,
     /// Further variables of the daemon's environment.
     pub variables: Vec<(&'static str, String)>,
+}
+
+/// A program that ends with the value.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// What a program said and how it ended.
@@ -119,17 +129,17 @@ impl House {
     /// Starts the daemon by this command and waits until it says that it is ready.
     #[track_caller]
     pub fn start_as(&mut self, mut command: Command) {
-        self.daemon = Some(command.spawn().expect("the daemon starts"));
+        self.daemon = Some(Running(command.spawn().expect("the daemon starts")));
         self.notice("READY=1");
     }
 
     /// Runs a daemon that is expected to give up by itself; its exit code and what it said.
     #[track_caller]
     pub fn start_in_vain(&self, mut command: Command) -> Said {
-        let mut child = command.stderr(Stdio::piped()).spawn().expect("the daemon starts");
-        let ended = wait_until("the daemon gives up", SOON, || child.try_wait().unwrap());
+        let mut daemon = Running(command.stderr(Stdio::piped()).spawn().expect("the daemon starts"));
+        let ended = wait_until("the daemon gives up", SOON, || daemon.0.try_wait().unwrap());
         let mut err = String::new();
-        std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut err).unwrap();
+        std::io::Read::read_to_string(&mut daemon.0.stderr.take().unwrap(), &mut err).unwrap();
         Said { code: ended.code().unwrap_or(-1), out: String::new(), err }
     }
 
@@ -166,7 +176,7 @@ impl House {
 
     /// Sends a signal to the daemon.
     pub fn signal(&self, signal: Signal) {
-        let pid = self.daemon.as_ref().expect("the daemon runs").id();
+        let pid = self.daemon.as_ref().expect("the daemon runs").0.id();
         kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
     }
 
@@ -174,7 +184,7 @@ impl House {
     #[track_caller]
     pub fn ended(&mut self) -> ExitStatus {
         let mut daemon = self.daemon.take().expect("the daemon runs");
-        wait_until("the daemon ends", SOON, || daemon.try_wait().unwrap())
+        wait_until("the daemon ends", SOON, || daemon.0.try_wait().unwrap())
     }
 
     /// Ends the daemon by a signal.
@@ -281,10 +291,7 @@ impl House {
 
 impl Drop for House {
     fn drop(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            let _ = daemon.kill();
-            let _ = daemon.wait();
-        }
+        self.daemon = None;
         if std::thread::panicking() {
             // The last words help whoever looks for the reason.
             let _ = writeln!(std::io::stderr(), "{}", self.stderr());

@@ -9,10 +9,10 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::house::{House, SOON, kernel_bans};
+use crate::house::{House, Running, SOON, kernel_bans};
 use crate::netns::{Lab, readable, run, wait_until};
 
 /// "right", hashed for crypt(3).
@@ -30,46 +30,31 @@ mount -t tmpfs tmpfs /run
 mkdir -m 755 /run/sshd
 exec $SSHD -D -f $HOUSE/sshd_config";
 
-struct Sshd {
-    server: Child,
-}
-
-impl Drop for Sshd {
-    fn drop(&mut self) {
-        let _ = self.server.kill();
-        let _ = self.server.wait();
+/// Starts one in the namespace of this thread; its log goes to the house's `log/auth.log`.
+fn sshd(house: &House) -> Running {
+    let hash = run("openssl", "passwd -6 -salt band right");
+    fs::write(house.path("passwd"), USERS).unwrap();
+    fs::write(house.path("shadow"), SHADOW.replace("HASH", hash.trim())).unwrap();
+    fs::create_dir(house.path("dev")).unwrap();
+    for name in ["", "dev"] {
+        fs::set_permissions(house.path(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
-}
-
-impl Sshd {
-    /// Starts one in the namespace of this thread; its log goes to the house's `log/auth.log`.
-    fn new(house: &House) -> Self {
-        let hash = run("openssl", "passwd -6 -salt band right");
-        fs::write(house.path("passwd"), USERS).unwrap();
-        fs::write(house.path("shadow"), SHADOW.replace("HASH", hash.trim())).unwrap();
-        fs::create_dir(house.path("dev")).unwrap();
-        for name in ["", "dev"] {
-            fs::set_permissions(house.path(name), fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        let mut keygen = Command::new("ssh-keygen");
-        keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(house.path("key"));
-        assert!(keygen.status().expect("ssh-keygen (openssh-client) is needed by the tests").success());
-        let config = "Port 22\nHostKey {dir}/key\nUsePAM no\nUseDNS no\nPidFile none\nStrictModes no\nPermitRootLogin no\n\
-                      PasswordAuthentication yes\nKbdInteractiveAuthentication no\nPubkeyAuthentication no\n";
-        fs::write(house.path("sshd_config"), house.fill(config)).unwrap();
-        let syslog = UnixDatagram::bind(house.path("dev/log")).unwrap();
-        fs::set_permissions(house.path("dev/log"), fs::Permissions::from_mode(0o666)).unwrap();
-        let log = File::options().create(true).append(true).open(house.path("log/auth.log")).unwrap();
-        std::thread::spawn(move || write_log(&syslog, log));
-        let program =
-            ["/usr/sbin/sshd", "/usr/bin/sshd", "/sbin/sshd"].into_iter().find(|path| Path::new(path).exists());
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", SCRIPT]);
-        command
-            .env("HOUSE", house.path(""))
-            .env("SSHD", program.expect("sshd (openssh-server) is needed by the tests"));
-        Self { server: command.stdin(Stdio::null()).spawn().expect("unshare (util-linux) runs") }
-    }
+    let mut keygen = Command::new("ssh-keygen");
+    keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(house.path("key"));
+    assert!(keygen.status().expect("ssh-keygen (openssh-client) is needed by the tests").success());
+    let config = "Port 22\nHostKey {dir}/key\nUsePAM no\nUseDNS no\nPidFile none\nStrictModes no\nPermitRootLogin no\n\
+                  PasswordAuthentication yes\nKbdInteractiveAuthentication no\nPubkeyAuthentication no\n\
+                  ClientAliveInterval 1\nClientAliveCountMax 2\n";
+    fs::write(house.path("sshd_config"), house.fill(config)).unwrap();
+    let syslog = UnixDatagram::bind(house.path("dev/log")).unwrap();
+    fs::set_permissions(house.path("dev/log"), fs::Permissions::from_mode(0o666)).unwrap();
+    let log = File::options().create(true).append(true).open(house.path("log/auth.log")).unwrap();
+    std::thread::spawn(move || write_log(&syslog, log));
+    let program = ["/usr/sbin/sshd", "/usr/bin/sshd", "/sbin/sshd"].into_iter().find(|path| Path::new(path).exists());
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", SCRIPT]);
+    command.env("HOUSE", house.path("")).env("SSHD", program.expect("sshd (openssh-server) is needed by the tests"));
+    Running(command.stdin(Stdio::null()).spawn().expect("unshare (util-linux) runs"))
 }
 
 /// Writes what comes as syslog writes it: `<38>Jun 21 16:47:48 sshd[1]: …` becomes `Jun 21 16:47:48 h sshd[1]: …`.
@@ -112,14 +97,15 @@ fn who_guesses_passwords_at_a_real_sshd_is_shut_out() {
     let lab = Lab::new();
     let [guesser, neighbour] = Lab::ATTACKER4;
     let house = lab.server.run(|| House::new("[jails.sshd]\nmaxretry = 3\nlogs = [\"{dir}/log/auth.log\"]\n"));
-    let sshd = lab.server.run(|| Sshd::new(&house));
+    let server_program = lab.server.run(|| sshd(&house));
     let server = SocketAddr::new(Lab::SERVER4.parse::<IpAddr>().unwrap(), 22);
     lab.attacker.run(|| {
         wait_until("sshd listens", SOON, || TcpStream::connect_timeout(&server, Duration::from_secs(1)).ok());
         // Somebody is logged in from the very address, and can work.
-        let mut session = ssh(guesser, "right", "cat").spawn().expect("sshpass and ssh are needed by the tests");
-        let mut typed = session.stdin.take().unwrap();
-        let mut shown = BufReader::new(session.stdout.take().unwrap());
+        let mut session =
+            Running(ssh(guesser, "right", "cat").spawn().expect("sshpass and ssh are needed by the tests"));
+        let mut typed = session.0.stdin.take().unwrap();
+        let mut shown = BufReader::new(session.0.stdout.take().unwrap());
         typed.write_all(b"hello\n").unwrap();
         assert!(readable(shown.get_ref(), SOON), "the session answers; {}", house.stderr());
         let mut line = String::new();
@@ -140,7 +126,7 @@ fn who_guesses_passwords_at_a_real_sshd_is_shut_out() {
         assert!(!output.status.success() && said.contains("timed out"), "{said}");
         // The client may have noticed already.
         let _ = typed.write_all(b"still there?\n");
-        let ended = wait_until("the open session is cut", SOON, || session.try_wait().unwrap());
+        let ended = wait_until("the open session is cut", SOON, || session.0.try_wait().unwrap());
         assert!(!ended.success());
         line.clear();
         assert_eq!(shown.read_line(&mut line).unwrap(), 0, "nothing came back: {line:?}");
@@ -151,5 +137,5 @@ fn who_guesses_passwords_at_a_real_sshd_is_shut_out() {
         let output = ssh(guesser, "right", "echo in again").output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout), "in again\n", "{output:?}");
     });
-    drop(sshd);
+    drop(server_program);
 }
