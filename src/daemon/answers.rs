@@ -242,7 +242,9 @@ impl Core {
     }
 
     fn allow_list(&self) -> Value {
-        let entries = self.engine.allow.entries().iter().map(|entry| {
+        let mut entries: Vec<_> = self.engine.allow.entries().iter().collect();
+        entries.sort_by_key(|entry| (entry.by, entry.net));
+        let entries = entries.into_iter().map(|entry| {
             let from = match entry.by {
                 By::Configuration => "configuration",
                 By::Hand => "hand",

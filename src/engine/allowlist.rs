@@ -20,7 +20,7 @@ pub struct Entry {
 }
 
 /// Where an entry came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum By {
     /// The configuration.
     Configuration,
