@@ -128,6 +128,77 @@ mod tests {
         }
     }
 
+    /// Lines of all samples, mangled: bytes replaced, cut, doubled, joined.
+    fn mangled(seed: &mut u64, lines: &[Vec<u8>]) -> Vec<u8> {
+        let mut next = |below: usize| {
+            *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (*seed >> 33) as usize % below.max(1)
+        };
+        let mut line = lines[next(lines.len())].clone();
+        for _ in 0..next(4) {
+            let at = next(line.len());
+            match next(5) {
+                0 => line.truncate(at),
+                1 => line.insert(at, b" :[]\"'\x00\xff\x1b<>,-"[next(13)]),
+                2 => line[at] = next(256) as u8,
+                3 => {
+                    let other = &lines[next(lines.len())];
+                    let from = next(other.len());
+                    line.splice(at..at, other[from..].iter().copied());
+                }
+                _ => {
+                    let end = at + next(line.len() - at);
+                    let piece = line[at..end].to_vec();
+                    line.extend(piece);
+                }
+            }
+            if line.is_empty() {
+                break;
+            }
+        }
+        line.retain(|byte| *byte != b'\n');
+        line
+    }
+
+    #[test]
+    fn a_chunk_is_read_like_its_lines_one_by_one_whatever_they_are() {
+        use crate::engine::filter::matcher::{Filter, LogMatcher};
+        use crate::engine::filter::prefix::PrefixReader;
+        use crate::engine::filter::stamp::StampReader;
+        use crate::engine::time::Timestamp;
+        let reader =
+            || PrefixReader::new(StampReader::new(jiff::tz::TimeZone::UTC, Timestamp::from_seconds(1_795_176_000)));
+        let mut seed = 11u64;
+        let mut found = 0;
+        for (name, text) in BUILT_IN {
+            let definition = read_filter(name, name, text).unwrap_or_else(|_| unreachable!("proven by the other test"));
+            let mode = definition.mode_names().last().unwrap_or("normal").to_owned();
+            let Ok(filter) = Filter::new(&definition, &mode) else { unreachable!("proven by the other test") };
+            let Ok(matcher) = LogMatcher::new(vec![Arc::new(filter)]) else { unreachable!("proven by the other test") };
+            let lines: Vec<Vec<u8>> = definition
+                .samples
+                .iter()
+                .flat_map(|sample| &sample.lines)
+                .map(|line| line.clone().into_bytes())
+                .collect();
+            for _ in 0..60 {
+                let chunk: Vec<Vec<u8>> = (0..40).map(|_| mangled(&mut seed, &lines)).collect();
+                let (mut whole, mut single) = (Vec::new(), Vec::new());
+                matcher.scan(&chunk.join(&b'\n'), &mut reader(), &mut whole);
+                let mut one_reader = reader();
+                for line in &chunk {
+                    matcher.scan(line, &mut one_reader, &mut single);
+                }
+                let answer = |matches: &[crate::engine::filter::matcher::Match]| -> Vec<_> {
+                    matches.iter().map(|found| (found.pattern, found.address, found.session, found.at)).collect()
+                };
+                assert_eq!(answer(&whole), answer(&single), "{name}");
+                found += whole.len();
+            }
+        }
+        assert!(found > 2000, "only {found} of the mangled lines matched");
+    }
+
     #[test]
     fn an_unknown_filter_is_answered_with_the_nearest() {
         let shelf = FilterShelf::new("/nonexistent");

@@ -242,9 +242,8 @@ impl Core {
     }
 
     fn allow_list(&self) -> Value {
-        // In an order that a change of our own addresses does not change.
         let mut entries: Vec<_> = self.engine.allow.entries().iter().collect();
-        entries.sort_by_key(|entry| (entry.net, entry.by));
+        entries.sort_by_key(|entry| (entry.by, entry.net));
         let entries = entries.into_iter().map(|entry| {
             let from = match entry.by {
                 By::Configuration => "configuration",
