@@ -402,6 +402,9 @@ impl Template {
     /// Does the pattern match, given the ends of its head, and whose address is in it?
     #[inline]
     fn decide(&self, message: &[u8], ends: &[(u32, u32)]) -> Option<Found> {
+        if !message.ends_with(&self.ending) {
+            return None;
+        }
         let plain = |address| Some(Found { address, session: 0, attempt: 0 });
         if self.keyed {
             return self.by_regex(message);

@@ -55,6 +55,8 @@ pub struct Template {
     pub full: meta::Regex,
     /// Some fixed text every match contains, as long as possible.
     pub literal: Option<Vec<u8>>,
+    /// What every match ends with; most lines that only begin like the pattern are told apart by it at once.
+    pub ending: Vec<u8>,
     /// It captures `<F-SESSION>`, `<F-ATTEMPT>`: these decide, so captures are needed for every match.
     pub keyed: bool,
 }
@@ -211,8 +213,9 @@ impl Template {
         }
         let keyed = expanded.contains("(?P<F_SESSION>") || expanded.contains("(?P<F_ATTEMPT>");
         let literal = longest_literal(&hir);
+        let ending = fixed_ending(&hir);
         let (head, reach, tail) = cut(&hir)?;
-        Ok(Self { head, reach, tail, full, literal, keyed })
+        Ok(Self { head, reach, tail, full, literal, ending, keyed })
     }
 }
 
@@ -290,6 +293,18 @@ fn is_dot(hir: &Hir) -> bool {
             missing.ranges().iter().all(|range| range.start() == b'\n' && range.end() == b'\n')
         }
         _ => false,
+    }
+}
+
+/// The text before the `$` at the end of a pattern; empty if there is none.
+fn fixed_ending(hir: &Hir) -> Vec<u8> {
+    let HirKind::Concat(elements) = hir.kind() else { return Vec::new() };
+    match elements.as_slice() {
+        [.., literal, end] if matches!(end.kind(), HirKind::Look(Look::End)) => match literal.kind() {
+            HirKind::Literal(literal) => literal.0.to_vec(),
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
     }
 }
 
