@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use band::enforce::nftables::{Action, Error, Held, Kernel, Layout, Monitor, Op, PortRange, Ports, Protocol, Scope};
+use band::enforce::nftables::{Action, Error, Kernel, Layout, Monitor, Op, PortRange, Ports, Protocol, Scope};
 use band::enforce::nftables::{Change, describe};
 use band::engine::time::{SPAN_MAX, Span};
 use ipnet::IpNet;
@@ -573,48 +573,5 @@ fn an_install_succeeds_while_others_keep_changing_rules() {
             assert!(installs.iter().all(Result::is_ok), "{installs:?}");
         });
         assert!(kernel.is_intact().unwrap() && busy.is_intact().unwrap());
-    });
-}
-
-#[test]
-#[ignore = "a measurement, to be run with --release --nocapture"]
-#[allow(clippy::print_stdout, reason = "it prints its numbers")]
-fn measure_bans() {
-    private(|| {
-        let counted = || Kernel::open().unwrap();
-        let portable = Kernel::open_portable().unwrap();
-        let kernels = [counted(), counted().uncounted(), portable, counted(), counted().uncounted()];
-        for mut kernel in kernels {
-            run("nft", "flush ruleset");
-            kernel.install(&drop_all(&["all"])).unwrap();
-            let op = |i: u32| Op::Ban {
-                scope: "all".to_owned(),
-                net: IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + i)).into(),
-                timeout: Some(Span(3_600_000)),
-            };
-            let timed = |work: &mut dyn FnMut()| {
-                let start = Instant::now();
-                work();
-                start.elapsed()
-            };
-            let ops: Vec<_> = (0..100_000).map(op).collect();
-            let bulk = timed(&mut || assert_eq!(kernel.apply(&ops), []));
-            let again = timed(&mut || assert_eq!(kernel.apply(&ops), []));
-            let mut single: Vec<_> = (200_000..220_000)
-                .map(|i| [op(i)])
-                .map(|op| timed(&mut || assert_eq!(kernel.apply(&op), [])))
-                .collect();
-            single.sort_unstable();
-            let mut held: Vec<Held> = Vec::new();
-            let dump = timed(&mut || held = kernel.dump().unwrap());
-            let intact = timed(&mut || assert!(kernel.is_intact().unwrap()));
-            println!(
-                "counters {}: 100k {bulk:?}, again {again:?}, one p50 {:?} p99 {:?}, dump of {} {dump:?}, intact {intact:?}",
-                kernel.counts(),
-                single[10_000],
-                single[19_800],
-                held.len()
-            );
-        }
     });
 }

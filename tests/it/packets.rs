@@ -408,31 +408,3 @@ fn no_packet_slips_through_while_a_ban_is_extended() {
         });
     });
 }
-
-#[test]
-#[ignore = "a measurement, to be run with --release --nocapture"]
-#[allow(clippy::print_stdout, reason = "it prints its numbers")]
-fn measure_lookups() {
-    with_lab(&drop_all(), |lab, kernel| {
-        let _server = udp(&lab.server, &Ipv6Addr::UNSPECIFIED.to_string(), PORT);
-        let sender = udp(&lab.attacker, Lab::FAR4, 0);
-        let nanoseconds = || {
-            let start = std::time::Instant::now();
-            (0..300_000).for_each(|_| drop(sender.send_to(b"x", (Lab::SERVER4, PORT))));
-            start.elapsed().as_nanos() / 300_000
-        };
-        for lengths in [0u8, 4, 8, 16, 28] {
-            apply(kernel, &(0..lengths).map(|i| ban("all", &format!("10.0.0.0/{}", 31 - i), 0)).collect::<Vec<_>>());
-            println!(
-                "{lengths} more lengths: {:?} ns to send and receive",
-                [nanoseconds(), nanoseconds(), nanoseconds()]
-            );
-        }
-        for scopes in [10, 50] {
-            let names: Vec<String> = (0..scopes).map(|i| format!("jail{i}")).collect();
-            let scopes = names.iter().map(|name| scope(name, Action::Drop, Ports::All)).collect();
-            kernel.install(&layout(&[], scopes)).unwrap();
-            println!("{} scopes: {:?} ns", names.len(), [nanoseconds(), nanoseconds(), nanoseconds()]);
-        }
-    });
-}

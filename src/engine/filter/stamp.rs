@@ -98,16 +98,8 @@ impl StampReader {
 
     /// Adds fraction and zone, which follow the second.
     fn finish(&mut self, text: &[u8], mut at: usize, shape: Shape, civil: i64) -> Option<(Timestamp, usize)> {
-        let mut millis = 0;
-        if matches!(text.get(at), Some(b'.' | b',')) && text.get(at + 1).is_some_and(u8::is_ascii_digit) {
-            at += 1;
-            let mut scale = 100;
-            while let Some(digit) = text.get(at).filter(|b| b.is_ascii_digit()) {
-                millis += i64::from(digit - b'0') * scale;
-                scale /= 10;
-                at += 1;
-            }
-        }
+        let (millis, length) = read_fraction(&text[at..]);
+        at += length;
         let written = match shape {
             Shape::Iso => read_zone(&text[at..]),
             Shape::Clf if text.get(at) == Some(&b' ') => {
@@ -237,17 +229,23 @@ fn read_numbered(text: &[u8]) -> Option<(i64, usize, Shape)> {
 /// `1795171686` or `1795171686.391`.
 fn read_epoch(text: &[u8]) -> Option<(Timestamp, usize)> {
     let (seconds, mut at) = number(text, 10, 10)?;
-    let mut millis = 0;
-    if text.get(at) == Some(&b'.') {
-        at += 1;
-        let mut scale = 100;
-        while let Some(digit) = text.get(at).filter(|b| b.is_ascii_digit()) {
-            millis += i64::from(digit - b'0') * scale;
-            scale /= 10;
-            at += 1;
-        }
-    }
+    let (millis, length) = read_fraction(&text[at..]);
+    at += length;
     (!text.get(at).is_some_and(u8::is_ascii_alphanumeric)).then_some((Timestamp(seconds * 1000 + millis), at))
+}
+
+/// `.391816` or `,391` behind a second: its milliseconds and the bytes it takes.
+fn read_fraction(text: &[u8]) -> (i64, usize) {
+    if !matches!(text.first(), Some(b'.' | b',')) || !text.get(1).is_some_and(u8::is_ascii_digit) {
+        return (0, 0);
+    }
+    let (mut millis, mut scale, mut at) = (0, 100, 1);
+    while let Some(digit) = text.get(at).filter(|b| b.is_ascii_digit()) {
+        millis += i64::from(digit - b'0') * scale;
+        scale /= 10;
+        at += 1;
+    }
+    (millis, at)
 }
 
 /// `Z`, `+01:00`, `+0100`, `+01`, ` +0100`; seconds east of UTC.
